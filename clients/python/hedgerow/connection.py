@@ -1,0 +1,202 @@
+"""How a client reaches a server: channels, their options, and which one takes the next call."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import grpc
+from hedgerow_protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+
+from hedgerow.errors import InvalidRequest
+from hedgerow.infer_request import Headers
+
+ChannelT = TypeVar("ChannelT")
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Encryption, and how each side proves who it is. Files are PEM.
+
+    Attributes:
+        ca: Who may have signed the server's certificate; None: the system's authorities.
+        certificate: The client's own certificate chain, for servers that ask for one.
+        key: The certificate's private key.
+        server_name: The name the server's certificate bears, if it is not the address's.
+    """
+
+    ca: Path | str | None = None
+    certificate: Path | str | None = None
+    key: Path | str | None = None
+    server_name: str | None = None
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Reads the files.
+
+        Raises:
+            OSError: A file cannot be read.
+        """
+        return grpc.ssl_channel_credentials(
+            root_certificates=Path(self.ca).read_bytes() if self.ca else None,
+            private_key=Path(self.key).read_bytes() if self.key else None,
+            certificate_chain=Path(self.certificate).read_bytes() if self.certificate else None,
+        )
+
+
+def options(
+    *, target: str, max_message_bytes: int, keepalive: float, retries: int, tls: Tls | None
+) -> list[tuple[str, int | str]]:
+    """The channel arguments for the client's settings."""
+    chosen: list[tuple[str, int | str]] = [
+        # Without it, channels to one target share one TCP connection, and so one worker of the server.
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.max_receive_message_length", max_message_bytes),
+        # The cap of gRPC's reconnect backoff is two minutes; a server that is back should be found.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 2000),
+    ]
+    chosen += without_proxy(target)
+    if keepalive > 0:
+        # Finds dead connections while calls wait on them. An idle channel sends nothing.
+        chosen += [
+            ("grpc.keepalive_time_ms", int(keepalive * 1000)),
+            ("grpc.keepalive_timeout_ms", 5000),
+        ]
+    if retries > 0:
+        chosen.append(("grpc.service_config", _retry_config(retries)))
+    else:
+        chosen.append(("grpc.enable_retries", 0))
+    if tls and tls.server_name:
+        chosen.append(("grpc.ssl_target_name_override", tls.server_name))
+    return chosen
+
+
+def without_proxy(target: str) -> list[tuple[str, int | str]]:
+    """Keeps calls to this machine itself from an `http_proxy` in the environment, which gRPC obeys."""
+    local = target.startswith(("127.", "localhost:", "[::1]:", "unix:"))
+    return [("grpc.enable_http_proxy", 0)] if local else []
+
+
+def _retry_config(retries: int) -> str:
+    """Retries of UNAVAILABLE inside the call's deadline (gRFC A6).
+
+    Inference changes nothing on the server, so a second attempt is safe. The
+    throttle stops retrying while more than half of the calls fail that way.
+    """
+    policy = {
+        "maxAttempts": min(retries + 1, 5),  # gRPC allows no more
+        "initialBackoff": "0.02s",
+        "maxBackoff": "0.5s",
+        "backoffMultiplier": 3,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    }
+    return json.dumps(
+        {
+            "methodConfig": [
+                {
+                    "name": [{"service": "inference.GRPCInferenceService", "method": method}],
+                    "retryPolicy": policy,
+                }
+                for method in ("ModelInfer", "ModelMetadata", "ModelConfig", "ServerMetadata")
+            ],
+            "retryThrottling": {"maxTokens": 20, "tokenRatio": 0.5},
+        }
+    )
+
+
+class Lane(Generic[ChannelT]):
+    """One channel, its calls by method, and how many of them are under way."""
+
+    __slots__ = ("channel", "outstanding", "stub")
+
+    def __init__(self, channel: ChannelT) -> None:
+        self.channel = channel
+        # The generated stub is untyped, and serves sync and asyncio channels alike.
+        self.stub: Any = GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
+        self.outstanding = 0
+
+
+class Lanes(Generic[ChannelT]):
+    """Several channels to one server; holds how busy each is.
+
+    A call goes to the lane with the fewest calls under way, in turn among
+    equals, so a connection that hangs soon gets no more of them.
+    """
+
+    def __init__(self, connect: Callable[[], ChannelT], count: int) -> None:
+        self.all = tuple(Lane(connect()) for _ in range(count))
+        self._turn = itertools.count()
+        self._lock = threading.Lock()
+
+    def acquire(self) -> Lane[ChannelT]:
+        """The lane for the next call; give it back with `release`."""
+        first = next(self._turn)
+        count = len(self.all)
+        with self._lock:
+            lane = self.all[first % count]
+            for step in range(1, count):
+                other = self.all[(first + step) % count]
+                if other.outstanding < lane.outstanding:
+                    lane = other
+            lane.outstanding += 1
+        return lane
+
+    def release(self, lane: Lane[ChannelT]) -> None:
+        """The call is over."""
+        with self._lock:
+            lane.outstanding -= 1
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One client's settings, checked once."""
+
+    target: str
+    timeout: float
+    channels: int
+    max_message_bytes: int
+    keepalive: float
+    retries: int
+    tls: Tls | None
+    headers: Headers
+
+    def __post_init__(self) -> None:
+        for name, least in (("timeout", 1e-6), ("channels", 1), ("max_message_bytes", 1), ("retries", 0)):
+            if not getattr(self, name) >= least:
+                raise InvalidRequest(f"{name}={getattr(self, name)!r} is too small; at least {least}")
+
+    def options(self) -> list[tuple[str, int | str]]:
+        """The channel arguments."""
+        return options(
+            target=self.target,
+            max_message_bytes=self.max_message_bytes,
+            keepalive=self.keepalive,
+            retries=self.retries,
+            tls=self.tls,
+        )
+
+
+class DatatypeCache:
+    """Input datatypes by model and version, as last asked of the server. Bounded."""
+
+    LIMIT = 1024
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], dict[str, str]] = {}
+
+    def get(self, model: str, version: str) -> dict[str, str] | None:
+        """What is known, if anything is."""
+        return self._known.get((model, version))
+
+    def put(self, model: str, version: str, datatypes: dict[str, str]) -> None:
+        """Remembers an answer of the server."""
+        if len(self._known) >= self.LIMIT:
+            self._known.clear()
+        self._known[model, version] = datatypes

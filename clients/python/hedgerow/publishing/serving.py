@@ -1,0 +1,58 @@
+"""serving.yaml as the caller gives it, checked against the model it belongs to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx
+import yaml
+from hedgerow_protos import serving_spec
+from hedgerow_protos.hedgerow_control_pb2 import ServingSpec
+
+from hedgerow.errors import ModelRefused
+from hedgerow.publishing.model_check import feeds
+
+#: A serving spec as a caller may give it.
+Serving = Mapping[str, object] | str | os.PathLike[str] | ServingSpec
+
+
+def read(serving: Serving | None, proto: onnx.ModelProto) -> str:
+    """The text of serving.yaml, checked against the model.
+
+    Args:
+        serving: The path of a serving.yaml, whose comments are kept; its content as a mapping or
+            message; or None for every default.
+        proto: The model it belongs to.
+
+    Raises:
+        ModelRefused: It cannot be read, has an unknown key, or names an input the model lacks.
+    """
+    source = "serving"
+    try:
+        if serving is None:
+            text = "# Every default.\n"
+        elif isinstance(serving, ServingSpec):
+            text = serving_spec.dump(serving)
+        elif isinstance(serving, Mapping):
+            text = yaml.safe_dump(dict(serving), sort_keys=False, allow_unicode=True)
+        else:
+            source = os.fspath(serving)
+            text = Path(serving).read_text(encoding="utf-8")
+        spec = serving_spec.parse(text, source=source)
+    except OSError as error:
+        raise ModelRefused(f"{source}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ModelRefused(f"{source} is not UTF-8 text: {error}") from error
+    except yaml.YAMLError as error:
+        raise ModelRefused(f"serving holds something that YAML cannot: {error}") from error
+    except serving_spec.SpecError as error:
+        raise ModelRefused(str(error)) from error
+    names = [value.name for value in feeds(proto.graph)]
+    for name in spec.warmup.inputs:
+        if name not in names:
+            raise ModelRefused(
+                f"{source}: warmup names the input {name!r}, the model has {', '.join(map(repr, names))}"
+            )
+    return text

@@ -1,0 +1,256 @@
+"""The whole system on one machine: MLflow, the control plane and two regions.
+
+Everything it writes lies under one directory; everything it starts ends with
+it, even when it is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self, TypeVar
+
+from hedgerow_local.addresses import (
+    DEFAULT,
+    FREE,
+    Ports,
+    ServerPorts,
+    StackPorts,
+    around_proxies,
+    check,
+    listen,
+)
+from hedgerow_local.child import Child, ChildFailed
+from hedgerow_local.lock import take
+
+#: Seconds until a process must be ready. MLflow imports for 8 s on an idle machine, and for 45 on a busy one.
+_MLFLOW_READY, _CONTROL_READY, _SERVER_READY = 180.0, 90.0, 90.0
+#: Said when something is ready or gone: the process's name and a line for people.
+Tell = Callable[[str, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """Where a running stack answers; endpoints.json holds the same keys.
+
+    Attributes:
+        pid: Of the process that runs the stack.
+        server: gRPC of the primary region, `host:port`.
+        server_http: Its `/health/...`.
+        server_metrics: Its `/metrics`.
+        backup: gRPC of the backup region.
+        backup_http: Its `/health/...`.
+        backup_metrics: Its `/metrics`.
+        control: gRPC of the control plane.
+        control_http: Its HTTP.
+        mlflow: The registry's URI, `http://host:port`.
+    """
+
+    pid: int
+    server: str
+    server_http: str
+    server_metrics: str
+    backup: str
+    backup_http: str
+    backup_metrics: str
+    control: str
+    control_http: str
+    mlflow: str
+
+
+class Stack:
+    """An async context manager; inside, all parts are ready and `endpoints` says where.
+
+    Args:
+        root: Databases, model files, logs and endpoints.json. One stack at a time.
+        ports: `default` for the documented ones, `free` for any.
+        workers: Processes of each server.
+        tell: Hears what becomes ready and what ends.
+        settings: Environment for every part, `HEDGEROW_SECTION__KEY`.
+
+    Raises:
+        AlreadyRunning, PortTaken: On entering, before anything is started.
+        ChildFailed: On entering, with the last lines of the part that failed.
+    """
+
+    def __init__(
+        self,
+        root: Path = Path("var/local"),
+        *,
+        ports: Ports = "default",
+        workers: int = 1,
+        tell: Tell = lambda _name, _line: None,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        self.root = root.absolute()
+        self.children: dict[str, Child] = {}
+        self.endpoints: Endpoints | None = None
+        #: Resolves to the name of a part that ended without being asked to.
+        self.lost: asyncio.Queue[str] = asyncio.Queue()
+        self._ports: StackPorts = DEFAULT if ports == "default" else FREE
+        self._workers = workers
+        self._tell = tell
+        self._settings = dict(settings or {})
+        self._lock: IO[str] | None = None
+        self._watchers: list[asyncio.Task[None]] = []
+        self._stopping = False
+
+    async def __aenter__(self) -> Self:
+        self._lock = take(self.root / "lock")
+        try:
+            check(self._ports)
+            self.endpoints = await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Drains the servers first, so that none loses its registry while it answers; then the rest."""
+        if self._lock is None:
+            return  # Never entered: the directory, and what runs from it, is another stack's.
+        self._stopping = True
+        (self.root / "endpoints.json").unlink(missing_ok=True)
+        for names in (("server", "backup"), ("control",), ("mlflow",)):
+            children = [self.children[name] for name in names if name in self.children]
+            await asyncio.gather(*(child.stop() for child in children))
+        for watcher in self._watchers:
+            watcher.cancel()
+        await asyncio.gather(*self._watchers, return_exceptions=True)
+        self._lock.close()
+        self._lock = None
+
+    def kill(self) -> None:
+        """Ends everything now; a `stop` under way then returns."""
+        for child in self.children.values():
+            child.kill()
+
+    async def _start(self) -> Endpoints:
+        """Starts everything that does not need another's port at once, then the rest."""
+        with listen(self._ports.mlflow, "MLflow") as registry:
+            host, port = registry.getsockname()
+            mlflow = f"http://{host}:{port}"
+            arguments = ("--fd", str(registry.fileno()), "--directory", str(self.root / "mlflow"))
+            await self._begin(
+                "mlflow",
+                (sys.executable, "-m", "hedgerow_local.mlflow_server", *arguments),
+                pass_fds=(registry.fileno(),),
+            )
+        await self._begin(
+            "control",
+            (sys.executable, "-m", "hedgerow_control"),
+            {
+                "HEDGEROW_CONTROL__GRPC_PORT": str(self._ports.control_grpc),
+                "HEDGEROW_CONTROL__HTTP_PORT": str(self._ports.control_http),
+                "HEDGEROW_CONTROL__STATE_DIR": str(self.root / "control"),
+                "HEDGEROW_REGISTRY__URI": mlflow,
+            },
+        )
+        # The servers need the control plane's port; nobody needs MLflow to start.
+        (control, server, backup), _ = await _all(self._start_regions(), self._ready("mlflow", _MLFLOW_READY))
+        for child in self.children.values():
+            if not child.running:  # Ready, and gone while another was starting.
+                raise ChildFailed(child.obituary())
+        endpoints = Endpoints(
+            pid=os.getpid(),
+            server=server["grpc"],
+            server_http=server["http"],
+            server_metrics=server["metrics"],
+            backup=backup["grpc"],
+            backup_http=backup["http"],
+            backup_metrics=backup["metrics"],
+            control=control["grpc"],
+            control_http=control["http"],
+            mlflow=mlflow,
+        )
+        self._write(endpoints)
+        return endpoints
+
+    async def _start_regions(self) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+        control = await self._ready("control", _CONTROL_READY)
+        await self._begin_server("server", "primary", self._ports.server, control["grpc"])
+        await self._begin_server("backup", "backup", self._ports.backup, control["grpc"])
+        server, backup = await _all(
+            self._ready("server", _SERVER_READY), self._ready("backup", _SERVER_READY)
+        )
+        return control, server, backup
+
+    async def _begin_server(self, name: str, region: str, ports: ServerPorts, control: str) -> None:
+        await self._begin(
+            name,
+            (sys.executable, "-m", "hedgerow_server"),
+            {
+                "HEDGEROW_SERVER__CONTROL": control,
+                "HEDGEROW_SERVER__REGION": region,
+                "HEDGEROW_SERVER__NODE": f"local-{region}",
+                "HEDGEROW_SERVER__GRPC_PORT": str(ports.grpc),
+                "HEDGEROW_SERVER__HTTP_PORT": str(ports.http),
+                "HEDGEROW_SERVER__METRICS_PORT": str(ports.metrics),
+                "HEDGEROW_SERVER__WORKERS": str(self._workers),
+                "HEDGEROW_SERVER__STATE_DIR": str(self.root / name),
+                "HEDGEROW_LOG__REQUESTS": str(self.root / "log" / f"{name}-requests.log"),
+            },
+        )
+
+    async def _begin(
+        self,
+        name: str,
+        command: tuple[str, ...],
+        environment: Mapping[str, str] | None = None,
+        pass_fds: tuple[int, ...] = (),
+    ) -> None:
+        child = Child(
+            name,
+            command,
+            log=self.root / "log" / f"{name}.log",
+            environment={**around_proxies(), **(environment or {}), **self._settings},
+            pass_fds=pass_fds,
+        )
+        self.children[name] = child
+        await child.start()
+        self._watchers.append(asyncio.create_task(self._watch(child)))
+
+    async def _ready(self, name: str, within: float) -> dict[str, str]:
+        began = time.monotonic()
+        said = await self.children[name].ready(within)
+        where = " ".join(f"{key}={said[key]}" for key in ("grpc", "http", "metrics") if key in said)
+        self._tell(name, f"ready {where} ({time.monotonic() - began:.1f} s)")
+        return said
+
+    async def _watch(self, child: Child) -> None:
+        await child.ended()
+        if not self._stopping and self.endpoints is not None:
+            self._tell(child.name, f"{child.obituary()}\nEverything else goes on without it.")
+            self.lost.put_nowait(child.name)
+
+    def _write(self, endpoints: Endpoints) -> None:
+        path = self.root / "endpoints.json"
+        temporary = path.with_suffix(".new")
+        temporary.write_text(json.dumps(asdict(endpoints), indent=2) + "\n")
+        temporary.replace(path)
+
+
+First = TypeVar("First")
+Second = TypeVar("Second")
+
+
+async def _all(one: Coroutine[None, None, First], two: Coroutine[None, None, Second]) -> tuple[First, Second]:
+    """Runs both; the first to fail ends the other, and its own error is raised, not a group of one."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            first, second = group.create_task(one), group.create_task(two)
+    except* ChildFailed as failed:
+        raise failed.exceptions[0] from None
+    return first.result(), second.result()

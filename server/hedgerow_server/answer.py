@@ -1,0 +1,333 @@
+"""The request path, from a transport's batch of calls to their answers.
+
+    answer ── parse ─ admit ─ choose ─ read tensors ─┐
+                                                     ├─ engine: batch, run
+    finish ── write tensors ─ respond ─ log ─────────┘
+
+Everything here is plain functions on the event loop's thread. A transport hands
+over what has arrived, all at once; a model that is faster than a change of
+thread has answered when `answer` returns, a slower one goes on in a runner
+thread and comes back through `finish`. Both go through the same functions in
+the same order, so an answer does not depend on the way it took.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import grpc
+from google.protobuf.message import DecodeError
+from hedgerow_protos.open_inference_pb2 import InferParameter, ModelInferRequest
+
+from hedgerow_server.call import Call, read_trace
+from hedgerow_server.engine.model import Model
+from hedgerow_server.engine.runners import Engine
+from hedgerow_server.engine.statistics import VersionStatistics
+from hedgerow_server.engine.work import Ran, Work
+from hedgerow_server.errors import (
+    DeadlineExceeded,
+    Internal,
+    InvalidTensor,
+    Overloaded,
+    ServingError,
+    Unavailable,
+    defect,
+)
+from hedgerow_server.gate.deadlines import Deadlines
+from hedgerow_server.routing.table import Choice, RouteTable
+from hedgerow_server.rpc.codec import TensorCodec
+from hedgerow_server.telemetry.request_log import LogLine, RequestLog
+
+log = logging.getLogger(__name__)
+
+#: Requests that may wait for one model version; beyond that they are refused,
+#: since what waits behind so many is late anyway.
+MAX_WAITING = 4096
+
+#: Bytes of all messages that may wait or run at once, over all models: 4096 large ones would be
+#: more than the machine has. One message of the permitted size is always taken.
+MAX_HELD_BYTES = 1 << 30
+
+#: Characters of a status message; clients refuse trailers above 8 KiB, and a
+#: model may have thousands of inputs to enumerate.
+_LONGEST_MESSAGE = 1000
+
+_OK = 0
+
+
+class Answerer:
+    """Answers calls from the models of the current route table.
+
+    Holds: the route table, and how many calls are under way.
+
+    Args:
+        engine: runs the batches.
+        requests: gets a line for each call.
+        deadlines: the time that calls get.
+        max_message_bytes: larger requests are refused.
+        clock: seconds, monotonic; the clock of the deadlines.
+        nanoseconds: the clock of the measurements.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        requests: RequestLog,
+        *,
+        deadlines: Deadlines,
+        max_message_bytes: int,
+        clock: Callable[[], float] = time.monotonic,
+        nanoseconds: Callable[[], int] = time.perf_counter_ns,
+    ) -> None:
+        self._engine = engine
+        self._requests = requests
+        self._deadlines = deadlines
+        self._max_message_bytes = max_message_bytes
+        self._clock = clock
+        self._nanoseconds = nanoseconds
+        self._codecs: dict[Choice, TensorCodec] = {}
+        self._idle: asyncio.Event = asyncio.Event()
+        self._idle.set()
+        self.table = RouteTable(0, {})
+        #: Calls that no model answered: unknown models, refusals before the choice.
+        self.unrouted = VersionStatistics()
+        self.in_flight = 0
+        # Of the calls in the queues and in runs.
+        self._held_bytes = 0
+        #: New calls are refused; those under way go on.
+        self.draining = False
+
+    def use(self, table: RouteTable) -> None:
+        """Routes every call that arrives from now on by `table`."""
+        codecs: dict[Choice, TensorCodec] = {}
+        for routes in table.models.values():
+            for choice in (*routes.versions.values(), *(choice for _, choice in routes.shares)):
+                codecs[choice] = TensorCodec(choice.model, _said_of(choice))
+        self._codecs = codecs
+        self.table = table
+
+    # ------------------------------------------------------------ on the way in
+
+    def answer(self, calls: Sequence[Call]) -> None:
+        """Takes calls that have just arrived; each gets exactly one answer through its sink.
+
+        A call that its caller gave up before it got here comes as `ended`; it is only counted.
+        """
+        if not calls:
+            return
+        table = self.table
+        now = self._clock()
+        chosen: dict[Model, None] = {}
+        self.in_flight += len(calls)
+        self._idle.clear()
+        for call in calls:
+            if call.ended:
+                call.trace = read_trace(call.metadata)
+                self._end(call, grpc.StatusCode.CANCELLED)
+                continue
+            try:
+                model = self._enter(call, table, now)
+            except ServingError as error:
+                self._refuse(call, error)
+            except Exception as error:  # noqa: BLE001  whatever it is, its text stays here
+                self._refuse(call, defect(call, error))
+            else:
+                chosen[model] = None
+        for model in chosen:
+            self._engine.run_waiting(model)
+
+    def _enter(self, call: Call, table: RouteTable, now: float) -> Model:
+        """Parses, admits and routes one call, and puts it into its model's queue."""
+        call.trace = trace = read_trace(call.metadata)
+        if call.size > self._max_message_bytes:
+            raise Overloaded(
+                f"the request has {call.size} bytes; this server takes {self._max_message_bytes}. "
+                "Send fewer rows at once, or raise server.max_message_bytes"
+            )
+        try:
+            request = ModelInferRequest.FromString(call.payload)
+        except DecodeError:
+            raise InvalidTensor(
+                "the message is not a ModelInferRequest of the Open Inference Protocol"
+            ) from None
+        call.payload = b""
+        call.request_id = request.id
+        call.deadline = self._deadlines.end(
+            now,
+            call.remaining,
+            _integer(request.parameters["timeout"], "timeout") if request.parameters else 0,
+        )
+        if self.draining:
+            raise Unavailable("this server is shutting down; send the request to another")
+
+        choice = table.choose(request.model_name, request.model_version, trace.caller, trace.request_id)
+        call.choice = choice
+        model = choice.model
+        if len(model.queue) >= MAX_WAITING:
+            raise Overloaded(
+                f"{len(model.queue)} requests wait for model {model.name!r} already; try again later"
+            )
+        if self._held_bytes + call.size > MAX_HELD_BYTES and self._held_bytes:
+            raise Overloaded(
+                f"requests of {self._held_bytes} bytes are under way on this server already; try again later"
+            )
+
+        call.codec = codec = self._codecs[choice]
+        tensors = codec.read(request)
+        call.rows = tensors.rows
+        call.kind = tensors.kind
+        call.parts = tensors.parts
+        call.shapes = tensors.shapes
+        call.outputs = tensors.outputs
+        call.queued_ns = self._nanoseconds()
+        model.in_flight += 1
+        self._held_bytes += call.size
+        model.queue.add(call)
+        return model
+
+    # ----------------------------------------------------------- on the way out
+
+    def finish(self, model: Model, batch: Sequence[Work], result: Ran | Exception) -> None:
+        """Answers the calls of a batch that has run; those that ended meanwhile are passed over."""
+        began = self._nanoseconds()
+        calls = cast("Sequence[Call]", batch)
+        first = rows = 0
+        for call in calls:
+            first, rows = rows, rows + call.rows
+            if call.ended:
+                continue
+            if isinstance(result, Ran):
+                call.run_ns = result.run_ns
+                assert call.codec is not None
+                try:
+                    payload = call.codec.write(
+                        call.request_id, result.outputs, call.outputs, first, call.rows, alone=len(calls) == 1
+                    )
+                except ServingError as error:
+                    self._refuse(call, error)
+                except Exception as error:  # noqa: BLE001  as above
+                    self._refuse(call, defect(call, error))
+                else:
+                    self._respond(call, payload)
+            elif call.deadline <= self._clock():
+                self._refuse(
+                    call, DeadlineExceeded("the deadline passed while the model ran; its run was stopped")
+                )
+            else:
+                self._refuse(call, defect(call, result))
+        if isinstance(result, Ran) and rows:
+            model.statistics.ran(
+                rows, result.input_ns, result.run_ns, self._nanoseconds() - began, requests=len(calls)
+            )
+            model.statistics.last_inference_ms = int(time.time() * 1000)
+
+    def expire(self, work: Work) -> None:
+        """Tells a call that its time was over before a run began."""
+        self._refuse(
+            cast("Call", work),
+            DeadlineExceeded("the deadline passed while the request waited; it was not run"),
+        )
+
+    def cancel(self, call: Call) -> None:
+        """Ends a call that its caller gave up; whoever shares its batch notices nothing."""
+        if call.ended:
+            return
+        self._end(call, grpc.StatusCode.CANCELLED)
+        if call.queued_ns:
+            # Perhaps it was the last of a run that a thread is about to begin.
+            self._engine.stop_unwanted_runs()
+
+    def abandon(self) -> None:
+        """Ends every call under way as UNAVAILABLE: the time that a drain gives is over."""
+        for work in self._engine.give_up():
+            self._refuse(
+                cast("Call", work),
+                Unavailable("this server shut down before it could answer; send the request to another"),
+            )
+        self._engine.stop_unwanted_runs()
+
+    def _respond(self, call: Call, payload: bytes) -> None:
+        self._end(call, grpc.StatusCode.OK)
+        try:
+            call.sink.respond(call, payload, call.trace.trailing)
+        except Exception:
+            log.exception("the answer to %r could not be sent", call)
+
+    def _refuse(self, call: Call, error: ServingError) -> None:
+        self._end(call, error.code, error.error_id if isinstance(error, Internal) else None)
+        message = str(error)
+        if len(message) > _LONGEST_MESSAGE:
+            message = message[:_LONGEST_MESSAGE] + "..."
+        try:
+            call.sink.fail(call, error.code, message, call.trace.trailing)
+        except Exception:
+            # A transport's trouble with one call is none of its batch-mates'.
+            log.exception("the status of %r could not be sent", call)
+
+    def _end(self, call: Call, code: grpc.StatusCode, error_id: str | None = None) -> None:
+        """The one place where a call ends: it is counted, logged and lets its version go."""
+        call.ended = True
+        total_ns = self._nanoseconds() - call.received_ns
+        number: int = code.value[0]
+        choice = call.choice
+        model = version = variant = ""
+        statistics = self.unrouted
+        if choice is not None:
+            model, version, variant = choice.model.name, choice.model.version, choice.variant
+            statistics = choice.model.statistics
+        statistics.answered(number, total_ns)
+        queue_ns = 0
+        if call.queued_ns:
+            # Counted even if no run began: perf_analyzer finds the version that
+            # answered by which one's queue count grew.
+            queue_ns = (call.started_ns or self._nanoseconds()) - call.queued_ns
+            statistics.queued += 1
+            statistics.queue_ns += queue_ns
+            assert choice is not None
+            choice.model.release()
+            self._held_bytes -= call.size
+        if self._requests.is_on:
+            trace = call.trace
+            self._requests.record(
+                LogLine(
+                    time=time.time(),
+                    trace_id=trace.trace_id,
+                    request_id=trace.request_id,
+                    user=trace.caller,
+                    model=model,
+                    version=version,
+                    variant=variant,
+                    outcome="primary" if number == _OK else "",
+                    features="",
+                    queue_ms=round(queue_ns * 1e-6, 4),
+                    run_ms=round(call.run_ns * 1e-6, 4),
+                    total_ms=round(total_ns * 1e-6, 4),
+                    code=code.name,
+                    error_id=error_id,
+                )
+            )
+        self.in_flight -= 1
+        if not self.in_flight:
+            self._idle.set()
+
+    async def idle(self) -> None:
+        """Returns when no call is under way."""
+        await self._idle.wait()
+
+
+def _said_of(choice: Choice) -> dict[str, str]:
+    """What a reply must say of how it came about; nothing in the plain case."""
+    return {"hedgerow_variant": choice.variant} if choice.variant in {"challenger", "economy"} else {}
+
+
+def _integer(parameter: InferParameter, name: str) -> int:
+    kind = parameter.WhichOneof("parameter_choice")
+    if kind in {"int64_param", "uint64_param"}:
+        return int(getattr(parameter, kind))
+    if kind is None:
+        return 0
+    raise InvalidTensor(f"parameter {name!r} is a {kind.removesuffix('_param')}; send an integer")

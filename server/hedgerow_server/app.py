@@ -1,0 +1,277 @@
+"""The composition root of a worker: settings in, running server out. Only here are things built."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version as release
+from pathlib import Path
+
+from hedgerow_protos.hedgerow_control_pb2 import Hello, ModelVersion, ServingSpec
+
+from hedgerow_server import ports
+from hedgerow_server.answer import Answerer
+from hedgerow_server.engine import loading
+from hedgerow_server.engine.catalog import Catalog
+from hedgerow_server.engine.files import ArtifactStore
+from hedgerow_server.engine.loader import Loader, Resolve
+from hedgerow_server.engine.probe import ProbeLimits, probe
+from hedgerow_server.engine.runners import Engine
+from hedgerow_server.errors import ServingError
+from hedgerow_server.gate.deadlines import Deadlines
+from hedgerow_server.routing.applying import Applier
+from hedgerow_server.routing.control_channel import RemoteFiles, connect
+from hedgerow_server.routing.last_good import LastGood
+from hedgerow_server.routing.local_models import LocalModels
+from hedgerow_server.routing.reports import Reports
+from hedgerow_server.routing.subscription import Subscription
+from hedgerow_server.routing.table import RouteTable
+from hedgerow_server.rpc.describe import DescribeHandlers
+from hedgerow_server.rpc.health import Health
+from hedgerow_server.rpc.http import health_app
+from hedgerow_server.rpc.http_server import HttpServer
+from hedgerow_server.rpc.infer import InferHandlers
+from hedgerow_server.rpc.operate import OperateHandlers
+from hedgerow_server.rpc.server import Handlers, RpcServer
+from hedgerow_server.settings import Settings
+from hedgerow_server.telemetry.gather import Gatherer
+from hedgerow_server.telemetry.request_log import open_log
+from hedgerow_server.worker import WorkerLink
+
+log = logging.getLogger(__name__)
+
+#: A server under a control plane listens when it has something to serve, or
+#: after so many seconds without: it then says of itself that it is not ready.
+FIRST_SNAPSHOT_SECONDS = 5.0
+
+Publish = Callable[[RouteTable], None]
+#: Starts a task that runs as long as the worker; its name is for logs.
+Begin = Callable[[Coroutine[None, None, None], str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the models come from: the command line, or a control plane."""
+
+    catalog: Catalog
+    #: Brings the first models into force; raises ServingError if that cannot be.
+    start: Callable[[Begin], Awaitable[None]]
+    #: What should be there and is not.
+    missing: Callable[[], list[str]]
+    #: What the source leans on, for /health/dependencies.
+    dependencies: Callable[[], dict[str, object]]
+    #: For operators to load and unload; None where the control plane decides.
+    repository: LocalModels | None
+
+
+async def serve(settings: Settings, worker: int, link: WorkerLink) -> None:
+    """Runs one worker until `link.stop` is set: builds, starts, waits, drains, stops.
+
+    Args:
+        settings: with the real ports.
+        worker: number of this worker, from 0.
+        link: tells the supervisor how it goes.
+    """
+    server = settings.server
+    requests = open_log(settings.log.requests, worker=worker, workers=server.workers)
+    below = settings.engine.inline_below_us
+    engine = Engine(runners=settings.engine.runners, inline_below=None if below is None else below * 1e-6)
+    answerer = Answerer(
+        engine,
+        requests,
+        deadlines=Deadlines(settings.deadline.default_seconds, settings.deadline.maximum_seconds),
+        max_message_bytes=server.max_message_bytes,
+    )
+    reports = Reports()
+
+    def publish(table: RouteTable) -> None:
+        gatherer.follow(table)
+        health.change()
+        # Last: if anything above failed, the catalog would take the table back.
+        answerer.use(table)
+
+    async with contextlib.AsyncExitStack() as stack:
+        # However the worker ends: the last runs, then the last lines.
+        stack.push_async_callback(requests.close)
+        stack.push_async_callback(engine.close)
+        source = (
+            await _from_control(settings, worker, publish, reports, stack)
+            if server.control
+            else _from_command_line(settings, publish, reports, stack)
+        )
+        stack.push_async_callback(source.catalog.close)
+        gatherer = Gatherer(answerer, source.catalog, requests)
+        health = Health(answerer, source.missing, source.dependencies)
+        token = server.operator_token
+        operate = OperateHandlers(
+            source.repository, token.get_secret_value() if token else None, workers=server.workers
+        )
+        describe = DescribeHandlers(answerer, health, reports)
+        rpc = RpcServer(
+            settings, answerer, Handlers(InferHandlers(answerer), describe, operate, health), link.directory
+        )
+
+        link.answer_metrics(gatherer.dump)
+        await engine.start(answerer.finish, answerer.expire)
+        begin = await stack.enter_async_context(_background())
+        begin(health.follow(), "health")
+        try:
+            # First up and last down: it says "not ready" while models load and while calls drain.
+            await stack.enter_async_context(
+                HttpServer(health_app(health), ports.listen(server.host, server.http_port))
+            )
+            if await _done_before(link.stop, source.start(begin)):
+                grpc_port = await rpc.start()
+                stack.push_async_callback(_drain, settings, answerer, health, rpc)
+                health.change()
+                # What the start has built stays until the end: the collector need not look at it
+                # again. Not at every swap: a full collection takes tens of milliseconds.
+                gc.collect()
+                gc.freeze()
+                link.ready(grpc_port, server.http_port)
+                await link.stop.wait()
+        except (ServingError, OSError, RuntimeError) as error:
+            # The model is refused, or a port cannot be bound.
+            link.failed(str(error))
+
+
+async def _done_before(stop: asyncio.Event, work: Awaitable[None]) -> bool:
+    """Does the work, or cancels it when `stop` is set first; tells whether it is done."""
+    working = asyncio.ensure_future(work)
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+        return working.done() and working.result() is None
+    finally:
+        for task in (working, stopping):
+            task.cancel()
+        await asyncio.wait((working, stopping))
+
+
+async def _drain(settings: Settings, answerer: Answerer, health: Health, rpc: RpcServer) -> None:
+    """Refuses new requests, lets those under way finish, closes."""
+    log.info("draining: %d requests under way", answerer.in_flight)
+    answerer.draining = True
+    await health.tell()
+    await rpc.stop(settings.server.drain_seconds)
+
+
+def _from_command_line(
+    settings: Settings, publish: Publish, reports: Reports, stack: contextlib.AsyncExitStack
+) -> Source:
+    """The models that `--model` names."""
+    local = LocalModels(settings.models, partial(_trial, settings))
+    catalog = _catalog(settings, local.resolve, publish, reports, stack)
+
+    async def start(begin: Begin) -> None:
+        del begin
+        await local.load_all(catalog.apply)
+
+    return Source(
+        catalog,
+        start,
+        missing=lambda: [] if local.complete else ["models are being loaded"],
+        dependencies=dict,
+        repository=local,
+    )
+
+
+async def _from_control(
+    settings: Settings,
+    worker: int,
+    publish: Publish,
+    reports: Reports,
+    stack: contextlib.AsyncExitStack,
+) -> Source:
+    """The models that the control plane decides on, and before that the last it decided on."""
+    server = settings.server
+    channel = await stack.enter_async_context(connect(server.control))
+    artifacts = ArtifactStore(server.state_dir / "artifacts")
+    stack.callback(artifacts.close)
+    files = RemoteFiles(channel)
+
+    def resolve(name: str, version: ModelVersion) -> Awaitable[Path]:
+        del name
+        return artifacts.ensure(version, files.fetch)
+
+    in_force = asyncio.Event()
+
+    def publish_and_tell(table: RouteTable) -> None:
+        publish(table)
+        in_force.set()
+
+    catalog = _catalog(settings, resolve, publish_and_tell, reports, stack)
+    subscription = Subscription(
+        channel=channel,
+        hello=Hello(node=f"{server.node}/{worker}", region=server.region, release=release("hedgerow")),
+        address=server.control,
+        applier=Applier(catalog=catalog, last_good=LastGood(server.state_dir), artifacts=artifacts),
+        catalog=catalog,
+        reports=reports,
+    )
+
+    async def start(begin: Begin) -> None:
+        begin(subscription.run(), "subscription")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_SNAPSHOT_SECONDS):
+                await in_force.wait()
+
+    return Source(
+        catalog,
+        start,
+        missing=lambda: (
+            [] if in_force.is_set() else [f"no snapshot yet from {server.control} or from the disk"]
+        ),
+        dependencies=lambda: {"control_plane": subscription.status()},
+        repository=None,
+    )
+
+
+def _catalog(
+    settings: Settings,
+    resolve: Resolve,
+    publish: Publish,
+    reports: Reports,
+    stack: contextlib.AsyncExitStack,
+) -> Catalog:
+    threads = ThreadPoolExecutor(4, thread_name_prefix="loader")
+    stack.callback(threads.shutdown, wait=False, cancel_futures=True)
+    load = partial(
+        loading.load,
+        default_max_batch_size=settings.engine.max_batch_size,
+        warmup_timeout=settings.engine.warmup_timeout,
+    )
+    loader = Loader(resolve=resolve, executor=threads, load=load)
+    return Catalog(loader=loader, publish=publish, report=reports.record)
+
+
+async def _trial(settings: Settings, directory: Path, path: str, serving: ServingSpec) -> str:
+    limits = ProbeLimits(
+        memory_bytes=settings.engine.trial_memory_bytes,
+        cpu_seconds=settings.engine.trial_cpu_seconds,
+        wall_seconds=settings.engine.trial_wall_seconds,
+    )
+    verdict = await probe(directory, path, serving, limits)
+    return "" if verdict.ok else verdict.reason
+
+
+@contextlib.asynccontextmanager
+async def _background() -> AsyncIterator[Begin]:
+    """Tasks that run as long as the worker; if one fails, the worker does."""
+    tasks: list[asyncio.Task[None]] = []
+    async with asyncio.TaskGroup() as group:
+
+        def begin(work: Coroutine[None, None, None], name: str) -> None:
+            tasks.append(group.create_task(work, name=name))
+
+        try:
+            yield begin
+        finally:
+            for task in tasks:
+                task.cancel()

@@ -1,0 +1,179 @@
+"""One ModelInfer request on its way through the server."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import grpc
+
+from hedgerow_server.engine.work import Part
+
+if TYPE_CHECKING:
+    from hedgerow_server.routing.table import Choice
+    from hedgerow_server.rpc.codec import TensorCodec
+
+Metadata = Sequence[tuple[str, str | bytes]]
+
+#: What a caller names itself with, in order of trust.
+ROUTE_KEY = "hedgerow-route-key"
+
+
+class Sink(Protocol):
+    """Where a transport wants the answer to a call; exactly one of the two, once."""
+
+    def respond(self, call: Call, payload: bytes, trailing: list[tuple[str, str | bytes]]) -> None:
+        """Gives the caller an encoded ModelInferResponse."""
+
+    def fail(
+        self, call: Call, code: grpc.StatusCode, message: str, trailing: list[tuple[str, str | bytes]]
+    ) -> None:
+        """Ends the call with a status."""
+
+
+class Call:
+    """What is known of a request; each stage of `answer.py` adds its part.
+
+    Args:
+        payload: an encoded ModelInferRequest.
+        metadata: as received.
+        remaining: seconds that the caller gives; None if it named no deadline.
+        sink: where the answer goes.
+        token: what the sink knows the call by.
+        received_ns: perf_counter_ns at arrival.
+    """
+
+    __slots__ = (
+        "choice",
+        "codec",
+        "deadline",
+        "ended",
+        "kind",
+        "metadata",
+        "outputs",
+        "parts",
+        "payload",
+        "queued_ns",
+        "received_ns",
+        "remaining",
+        "request_id",
+        "rows",
+        "run_ns",
+        "shapes",
+        "sink",
+        "size",
+        "started_ns",
+        "token",
+        "trace",
+    )
+
+    def __init__(
+        self,
+        payload: bytes,
+        metadata: Metadata,
+        remaining: float | None,
+        sink: Sink,
+        token: int,
+        received_ns: int,
+    ) -> None:
+        self.payload = payload
+        #: Bytes of the message.
+        self.size = len(payload)
+        self.metadata = metadata
+        self.remaining = remaining
+        self.sink = sink
+        self.token = token
+        self.received_ns = received_ns
+        #: Answered, refused or cancelled: nobody waits any more.
+        self.ended = False
+        #: The request's own id, to be given back.
+        self.request_id = ""
+        self.trace: Trace = NO_TRACE
+        #: time.monotonic() at which the caller stops waiting.
+        self.deadline = 0.0
+        self.choice: Choice | None = None
+        #: Reads and writes for what was chosen, also after the table has changed.
+        self.codec: TensorCodec | None = None
+        # What the engine reads (engine.work.Work).
+        self.rows = 0
+        self.kind: Hashable | None = None
+        self.parts: Sequence[Part] = ()
+        self.shapes: Sequence[tuple[int, ...]] = ()
+        self.outputs: tuple[int, ...] | None = None
+        self.queued_ns = 0
+        self.started_ns = 0
+        self.run_ns = 0
+
+    def __repr__(self) -> str:
+        state = "ended" if self.ended else "running" if self.started_ns else "waiting"
+        return f"<Call {self.token} {state} {self.choice}>"
+
+
+class Trace:
+    """Which trace a request belongs to (W3C Trace Context), and who sent it."""
+
+    __slots__ = ("caller", "flags", "request_id", "span_id", "trace_id")
+
+    def __init__(self, trace_id: str, span_id: str, flags: str, request_id: str, caller: str) -> None:
+        self.trace_id = trace_id
+        #: This server's span.
+        self.span_id = span_id
+        self.flags = flags
+        #: `x-request-id`: the caller's, else the trace id.
+        self.request_id = request_id
+        #: For sticky routing; empty if the caller did not name itself.
+        self.caller = caller
+
+    @property
+    def traceparent(self) -> str:
+        """The header for whoever comes next."""
+        return f"00-{self.trace_id}-{self.span_id}-{self.flags}"
+
+    @property
+    def trailing(self) -> list[tuple[str, str | bytes]]:
+        """What goes back to the caller with every answer."""
+        return [("x-request-id", self.request_id), ("traceparent", self.traceparent)]
+
+
+NO_TRACE = Trace("", "", "00", "", "")
+
+_HEX = frozenset("0123456789abcdef")
+_LONGEST_ID = 128
+
+
+def read_trace(metadata: Metadata) -> Trace:
+    """Reads `traceparent`, `x-request-id` and `hedgerow-route-key`; a malformed one counts as absent."""
+    trace_id = request_id = caller = ""
+    flags = "00"
+    for key, value in metadata:
+        if key == "traceparent":
+            if isinstance(value, str) and _is_traceparent(value):
+                trace_id, flags = value[3:35], value[53:55]
+        elif key == "x-request-id":
+            # It goes back in a header, where only printable ASCII may stand.
+            if (
+                isinstance(value, str)
+                and len(value) <= _LONGEST_ID
+                and value.isascii()
+                and value.isprintable()
+            ):
+                request_id = value.strip()
+        elif key == ROUTE_KEY and isinstance(value, str) and len(value) <= _LONGEST_ID:
+            caller = value
+    if not trace_id:
+        trace_id = f"{random.getrandbits(128):032x}"  # ids, not secrets
+    return Trace(trace_id, f"{random.getrandbits(64):016x}", flags, request_id or trace_id, caller)
+
+
+def _is_traceparent(value: str) -> bool:
+    return (
+        len(value) == 55
+        and value[:3] == "00-"
+        and value[35] == value[52] == "-"
+        and _HEX.issuperset(value[3:35])
+        and _HEX.issuperset(value[36:52])
+        and _HEX.issuperset(value[53:])
+        and value[3:35] != "0" * 32
+        and value[36:52] != "0" * 16
+    )

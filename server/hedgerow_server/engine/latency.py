@@ -1,0 +1,53 @@
+"""How long a run of so many rows takes: learned from the runs themselves."""
+
+from __future__ import annotations
+
+
+class LatencyModel:
+    """Moving averages of run time, one for each power of two of rows.
+
+    Args:
+        first_guess: seconds, believed until the first run is observed.
+    """
+
+    __slots__ = ("_averages",)
+
+    #: Weight of the newest run. A tenth: one descheduled run does not send a
+    #: small model to the threads, a model that became slow goes there in ten.
+    NEWEST = 0.1
+
+    def __init__(self, first_guess: float) -> None:
+        self._averages: list[float | None] = [first_guess]
+
+    def __repr__(self) -> str:
+        known = {2**i: f"{s * 1e6:.0f}µs" for i, s in enumerate(self._averages) if s is not None}
+        return f"<LatencyModel {known}>"
+
+    def expect(self, rows: int) -> float:
+        """Seconds that a run of `rows` rows probably takes.
+
+        From the average of that size; where there is none, as much a row as in
+        the next smaller size that was seen. That is too much for a model that
+        gains from batches, so its first run of a size goes to a thread; too
+        little would stop the event loop.
+        """
+        averages = self._averages
+        size = max(rows - 1, 0).bit_length()
+        for i in range(min(size, len(averages) - 1), -1, -1):
+            average = averages[i]
+            if average is not None:
+                return average * 2.0 ** (size - i)
+        return 0.0
+
+    def observe(self, rows: int, seconds: float) -> None:
+        """Learns from a run."""
+        averages = self._averages
+        i = max(rows - 1, 0).bit_length()
+        while len(averages) <= i:
+            averages.append(None)
+        average = averages[i]
+        if average is None or (i == 0 and seconds < average / 4):
+            # The first guess comes from a cold run; what is far below it replaces it at once.
+            averages[i] = seconds
+        else:
+            averages[i] = average + self.NEWEST * (seconds - average)

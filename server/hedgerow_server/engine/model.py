@@ -1,0 +1,88 @@
+"""One model version in memory."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import onnxruntime as ort
+from hedgerow_protos.hedgerow_control_pb2 import ServingSpec
+
+from hedgerow_server.engine.batching import BatchQueue
+from hedgerow_server.engine.latency import LatencyModel
+from hedgerow_server.engine.loading import LoadedModel
+from hedgerow_server.engine.statistics import VersionStatistics
+from hedgerow_server.engine.work import Work
+
+
+class Model:
+    """A version that is loaded and warm, the requests that wait for it, and what it has done.
+
+    Holds: the session, the queue, the count of requests that chose this version
+    and are not answered yet. Only the event loop's thread changes it.
+    """
+
+    def __init__(
+        self, name: str, version: str, digest: str, loaded: LoadedModel, serving: ServingSpec
+    ) -> None:
+        self.name = name
+        self.version = version
+        self.digest = digest
+        self.signature = loaded.signature
+        self.serving = serving
+        self.statistics = VersionStatistics()
+        #: Requests that chose this version and have no answer yet.
+        self.in_flight = 0
+        #: Whether requests may share a run.
+        self.batches = loaded.signature.max_batch_size > 1 and loaded.row_independent
+        self.queue: BatchQueue[Work] = BatchQueue(loaded.signature.max_batch_size if self.batches else 1)
+        self.latency = LatencyModel(first_guess=loaded.warm_seconds)
+        #: Runs under way in runner threads.
+        self.running = 0
+        self.output_names = [output.name for output in loaded.signature.outputs]
+        self._session: ort.InferenceSession | None = loaded.session
+        self._idle: list[asyncio.Future[None]] = []
+
+    def __repr__(self) -> str:
+        state = (
+            "closed" if self._session is None else f"{self.in_flight} in flight, {len(self.queue)} waiting"
+        )
+        return f"<Model {self.name}@{self.version} {state}>"
+
+    def run(
+        self, outputs: list[str], feeds: dict[str, np.ndarray], options: ort.RunOptions | None
+    ) -> list[np.ndarray]:
+        """Runs the session; blocks, and releases the GIL meanwhile."""
+        session = self._session
+        if session is None:
+            raise RuntimeError(f"{self!r} was run after it was closed")
+        result: list[np.ndarray] = session.run(outputs, feeds, options)
+        return result
+
+    def release(self) -> None:
+        """Ends one request's hold on this version."""
+        self.in_flight -= 1
+        self._tell_if_idle()
+
+    def end_run(self) -> None:
+        """Ends a run in a runner thread."""
+        self.running -= 1
+        self._tell_if_idle()
+
+    def _tell_if_idle(self) -> None:
+        if self._idle and not self.in_flight and not self.running:
+            for waiter in self._idle:
+                if not waiter.done():
+                    waiter.set_result(None)
+            self._idle.clear()
+
+    async def drained(self) -> None:
+        """Returns when no request and no run holds this version."""
+        while self.in_flight or self.running:
+            waiter = asyncio.get_running_loop().create_future()
+            self._idle.append(waiter)
+            await waiter
+
+    def close(self) -> None:
+        """Lets the session go; its memory returns when the last run has ended."""
+        self._session = None

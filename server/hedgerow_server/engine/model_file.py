@@ -1,0 +1,248 @@
+"""What an ONNX file says about itself, read without loading it.
+
+ONNX Runtime tells less than a server must know before it opens a model: which
+other files it would read (it follows a hard link to anything on the disk), and
+whether an input's shape is a scalar's or just not given. This reads those few
+fields of the protobuf wire format and steps over everything else, so a file
+of gigabytes costs a few reads.
+
+Field numbers: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from .refusal import LoadRefused
+
+#: Graphs inside nodes (If, Loop, Scan) inside graphs; protobuf's own limit on nesting is 100 messages.
+_DEEPEST = 24
+_WINDOW = 1 << 14
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+@dataclass(slots=True)
+class ModelFile:
+    """What was found in the file.
+
+    Attributes:
+        external: The files that hold the weights, relative to the model's own folder.
+        unranked: Inputs that give no shape at all.
+    """
+
+    external: set[str] = field(default_factory=set)
+    unranked: list[str] = field(default_factory=list)
+
+
+class _Broken(Exception):
+    """Not protobuf, or it ends too early."""
+
+
+class _Source:
+    """Reads of an open file through one small window; holds no other state."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._start = 0
+        self._window = b""
+        self.size = os.fstat(descriptor).st_size
+
+    def take(self, start: int, count: int) -> bytes:
+        """At most `count` bytes from `start`; fewer at the end of the file."""
+        offset = start - self._start
+        if offset < 0 or offset + count > len(self._window):
+            self._start, offset = start, 0
+            self._window = os.pread(self._descriptor, max(count, _WINDOW), start)
+        return self._window[offset : offset + count]
+
+    def varint(self, position: int) -> tuple[int, int]:
+        """The number at `position`, and the position behind it."""
+        value = 0
+        for index, byte in enumerate(self.take(position, 10)):
+            value |= (byte & 0x7F) << (7 * index)
+            if byte < 0x80:
+                return value, position + index + 1
+        raise _Broken
+
+    def fields(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """Number, start and end of each length-delimited field of the message in `start:end`."""
+        position = start
+        while position < end:
+            tag, position = self.varint(position)
+            kind = tag & 7
+            if kind == _VARINT:
+                _, position = self.varint(position)
+            elif kind == _FIXED64:
+                position += 8
+            elif kind == _FIXED32:
+                position += 4
+            elif kind == _BYTES:
+                length, position = self.varint(position)
+                if position + length > end:
+                    raise _Broken
+                yield tag >> 3, position, position + length
+                position += length
+            else:
+                raise _Broken
+        if position != end:
+            raise _Broken
+
+    def text(self, start: int, end: int) -> str:
+        """A string field."""
+        return self.take(start, end - start).decode("utf-8", "surrogateescape")
+
+
+def check(directory: Path, path: str) -> ModelFile:
+    """Reads the model's file and checks every other file it would make ONNX Runtime open.
+
+    Args:
+        directory: Nothing outside it may be read.
+        path: The model in it, relative.
+
+    Returns:
+        What the file says.
+
+    Raises:
+        LoadRefused: The file is missing, truncated or no ONNX model; external data is absolute,
+            outside the model's folder, a link, missing or not a regular file.
+    """
+    relative = PurePosixPath(path)
+    if not path or "\0" in path or relative.is_absolute() or ".." in relative.parts:
+        raise LoadRefused(f"the model's path {path!r} must be relative and stay inside its folder")
+    file = directory / relative
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise LoadRefused(f"cannot open the model {path!r}: {error.strerror}") from error
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise LoadRefused(f"the model {path!r} is not a regular file; name the .onnx file itself")
+        model = _read(descriptor, path)
+    finally:
+        os.close(descriptor)
+    for location in sorted(model.external):
+        _check_external(file.parent, location)
+    return model
+
+
+def _read(descriptor: int, path: str) -> ModelFile:
+    source = _Source(descriptor)
+    model = ModelFile()
+    has_graph = False
+    try:
+        for number, start, end in source.fields(0, source.size):
+            if number == 7:  # ModelProto.graph
+                has_graph = True
+                _read_graph(source, start, end, model, 0)
+            elif number == 25:  # ModelProto.functions
+                for inner, first, last in source.fields(start, end):
+                    if inner == 7:  # FunctionProto.node
+                        _read_node(source, first, last, model, 0)
+    except _Broken:
+        raise LoadRefused(_not_a_model(source, path)) from None
+    if not has_graph:
+        raise LoadRefused(_not_a_model(source, path))
+    return model
+
+
+def _not_a_model(source: _Source, path: str) -> str:
+    if source.size == 0:
+        return f"the model {path!r} is empty; export or copy it again"
+    if source.take(0, 64).startswith(b"version https://git-lfs"):
+        return f"the model {path!r} is only a Git LFS pointer; fetch the file itself with: git lfs pull"
+    return (
+        f"the model {path!r} ({source.size} bytes) is truncated or no ONNX file; "
+        "compare its size with the original, then export or copy it again"
+    )
+
+
+def _read_graph(source: _Source, start: int, end: int, model: ModelFile, depth: int) -> None:
+    if depth > _DEEPEST:
+        raise LoadRefused(f"the model nests graphs more than {_DEEPEST} deep; flatten it at export")
+    for number, first, last in source.fields(start, end):
+        if number == 1:  # GraphProto.node
+            _read_node(source, first, last, model, depth)
+        elif number == 5:  # GraphProto.initializer
+            _read_tensor(source, first, last, model)
+        elif number == 15:  # GraphProto.sparse_initializer
+            _read_sparse(source, first, last, model)
+        elif number == 11 and depth == 0:  # GraphProto.input
+            _read_input(source, first, last, model)
+
+
+def _read_node(source: _Source, start: int, end: int, model: ModelFile, depth: int) -> None:
+    # External data always carries this key; few nodes do, and the search spares walking the others.
+    if b"location" not in source.take(start, end - start):
+        return
+    for number, first, last in source.fields(start, end):
+        if number != 5:  # NodeProto.attribute
+            continue
+        for kind, begin, stop in source.fields(first, last):
+            if kind in (5, 10):  # AttributeProto.t, tensors
+                _read_tensor(source, begin, stop, model)
+            elif kind in (6, 11):  # AttributeProto.g, graphs
+                _read_graph(source, begin, stop, model, depth + 1)
+            elif kind in (22, 23):  # AttributeProto.sparse_tensor, sparse_tensors
+                _read_sparse(source, begin, stop, model)
+
+
+def _read_sparse(source: _Source, start: int, end: int, model: ModelFile) -> None:
+    for number, first, last in source.fields(start, end):
+        if number in (1, 2):  # SparseTensorProto.values, indices
+            _read_tensor(source, first, last, model)
+
+
+def _read_tensor(source: _Source, start: int, end: int, model: ModelFile) -> None:
+    for number, first, last in source.fields(start, end):
+        if number != 13:  # TensorProto.external_data
+            continue
+        entry = {inner: source.text(begin, stop) for inner, begin, stop in source.fields(first, last)}
+        if entry.get(1) == "location":
+            model.external.add(entry.get(2, ""))
+
+
+def _read_input(source: _Source, start: int, end: int, model: ModelFile) -> None:
+    name, unranked = "", False
+    for number, first, last in source.fields(start, end):
+        if number == 1:  # ValueInfoProto.name
+            name = source.text(first, last)
+        elif number == 2:  # ValueInfoProto.type
+            for kind, begin, stop in source.fields(first, last):
+                if kind == 1:  # TypeProto.tensor_type
+                    unranked = all(inner != 2 for inner, _, _ in source.fields(begin, stop))  # .shape
+    if unranked:
+        model.unranked.append(name)
+
+
+def _check_external(folder: Path, location: str) -> None:
+    what = f"external data {location!r}"
+    relative = PurePosixPath(location)
+    if not relative.parts or "\0" in location or relative.is_absolute():
+        raise LoadRefused(
+            f"{what} is not a relative path; save the model again with its data beside it "
+            "(onnx.save(..., save_as_external_data=True, location='weights.bin'))"
+        )
+    if ".." in relative.parts:
+        raise LoadRefused(f"{what} points outside the model's folder; put the file beside the model")
+    place = folder
+    for part in relative.parts:
+        place = place / part
+        try:
+            status = place.lstat()
+        except OSError as error:
+            raise LoadRefused(
+                f"{what} cannot be read ({error.strerror}); copy it together with the model"
+            ) from error
+        if stat.S_ISLNK(status.st_mode):
+            raise LoadRefused(f"{what} is or passes a symbolic link; put a copy of the file in its place")
+    if not stat.S_ISREG(status.st_mode):
+        raise LoadRefused(f"{what} is not a regular file")
+    # A hard link may be another name of any file this user can read.
+    if status.st_nlink > 1:
+        raise LoadRefused(
+            f"{what} is a hard link (the file has {status.st_nlink} names); put a copy of it in its place"
+        )

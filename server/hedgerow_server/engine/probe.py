@@ -1,0 +1,119 @@
+"""Is this model safe to serve? Asked of a process that may die over the answer.
+
+    python -m hedgerow_server.engine.probe --directory DIR --path model.onnx
+
+prints one line of JSON (`Verdict`) and exits with 0 if the model can be
+served, 1 if not, 2 if asked wrongly. The control plane runs this before it
+publishes a version, the server before it opens a file named by `--model`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .trial import ProbeLimits, Verdict, run
+
+if TYPE_CHECKING:
+    from hedgerow_protos.hedgerow_control_pb2 import ServingSpec
+
+__all__ = ["ProbeLimits", "Verdict", "main", "probe"]
+
+#: How much longer than its own limit the probe may take before it is given up.
+_GRACE_SECONDS = 30.0
+
+
+async def probe(
+    directory: Path, path: str, serving: ServingSpec, limits: ProbeLimits | None = None
+) -> Verdict:
+    """Runs this module as a child process.
+
+    Args:
+        directory: Where the model's files are.
+        path: The model in it, relative.
+        serving: From serving.yaml; may be empty.
+        limits: What the trial may use.
+
+    Returns:
+        The verdict. Cancelling ends the child processes first.
+    """
+    # The command does without these, and starts twice as fast.
+    import asyncio  # noqa: PLC0415
+
+    from google.protobuf import json_format  # noqa: PLC0415
+
+    limits = limits or ProbeLimits()
+    flags = {
+        "--directory": directory,
+        "--path": path,
+        "--serving": "-",
+        "--memory-bytes": limits.memory_bytes,
+        "--cpu-seconds": limits.cpu_seconds,
+        "--wall-seconds": limits.wall_seconds,
+        "--warmup-seconds": limits.warmup_seconds,
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        __spec__.name,
+        *(f"{flag}={value}" for flag, value in flags.items()),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(limits.wall_seconds + _GRACE_SECONDS):
+            output, errors = await process.communicate(json_format.MessageToJson(serving).encode())
+    except TimeoutError:
+        return Verdict(ok=False, reason="the trial load did not end in time; the machine may be overloaded")
+    finally:
+        if process.returncode is None:
+            # Not kill: on SIGTERM it takes its child along.
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            await process.wait()
+    try:
+        return Verdict.from_json(output)
+    except (ValueError, TypeError):
+        last = errors.decode(errors="replace").strip().rpartition("\n")[2]
+        return Verdict(ok=False, reason=f"the trial load failed with exit code {process.returncode}: {last}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parses the command line, tries the model, prints the verdict; returns the exit code."""
+    defaults = ProbeLimits()
+    parser = argparse.ArgumentParser(
+        prog="python -m hedgerow_server.engine.probe",
+        description="Loads an ONNX model in a limited child process and prints a verdict as JSON.",
+    )
+    parser.add_argument("--directory", type=Path, required=True, help="folder of the model's files")
+    parser.add_argument("--path", required=True, help="the .onnx file in it")
+    parser.add_argument("--serving", help="a ServingSpec as JSON; - reads it from standard input")
+    parser.add_argument("--memory-bytes", type=int, default=defaults.memory_bytes)
+    parser.add_argument("--cpu-seconds", type=int, default=defaults.cpu_seconds)
+    parser.add_argument("--wall-seconds", type=float, default=defaults.wall_seconds)
+    parser.add_argument("--warmup-seconds", type=float, default=defaults.warmup_seconds)
+    asked = parser.parse_args(arguments)
+    limits = ProbeLimits(asked.memory_bytes, asked.cpu_seconds, asked.wall_seconds, asked.warmup_seconds)
+    if min(limits.memory_bytes, limits.cpu_seconds, limits.wall_seconds, limits.warmup_seconds) <= 0:
+        parser.error("every limit must be above 0")
+    try:
+        serving = ""
+        if asked.serving is not None:
+            serving = sys.stdin.read() if asked.serving == "-" else Path(asked.serving).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        parser.error(f"cannot read {asked.serving}: {error}")
+    # As an exception, so that the child is ended on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    verdict = run(asked.directory, asked.path, serving, limits)
+    print(verdict.to_json(), flush=True)
+    return 0 if verdict.ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""What the engine takes and gives back: tensors of one request, results of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import numpy as np
+
+from hedgerow_server.engine.signature import Signature
+
+#: One input of one request: the tensor's bytes, row-major and little-endian,
+#: or for BYTES tensors an array of str objects.
+Part = bytes | np.ndarray
+
+
+class Work(Protocol):
+    """What the engine reads of a request that was found to fit its model."""
+
+    rows: int
+    kind: Hashable | None
+    deadline: float
+    ended: bool
+    #: Per input of the model, in its order.
+    parts: Sequence[Part]
+    shapes: Sequence[tuple[int, ...]]
+    #: Positions of the outputs to give; None: all.
+    outputs: tuple[int, ...] | None
+    #: perf_counter_ns when it joined the queue, and when its run began.
+    queued_ns: int
+    started_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """One run that gave outputs.
+
+    `outputs` are those asked for, over all rows of the batch. The parts of its
+    time are nanoseconds.
+    """
+
+    outputs: list[np.ndarray]
+    input_ns: int
+    run_ns: int
+
+
+def assemble(signature: Signature, batch: Sequence[Work]) -> dict[str, np.ndarray]:
+    """The feeds of one run: the inputs of all requests, one behind the other.
+
+    A single request's tensors are not copied.
+
+    Returns:
+        Input name -> array; read-only where it lies on a request's own bytes.
+    """
+    feeds: dict[str, np.ndarray] = {}
+    first = batch[0]
+    if len(batch) == 1:
+        for i, spec in enumerate(signature.inputs):
+            part = first.parts[i]
+            array = part if isinstance(part, np.ndarray) else np.frombuffer(part, spec.datatype.dtype)
+            feeds[spec.name] = array.reshape(first.shapes[i])
+        return feeds
+    rows = sum([work.rows for work in batch])
+    for i, spec in enumerate(signature.inputs):
+        shape = (rows, *first.shapes[i][1:])
+        parts = [work.parts[i] for work in batch]
+        if spec.datatype.itemsize:
+            joined = b"".join(cast("list[bytes]", parts))
+            feeds[spec.name] = np.frombuffer(joined, spec.datatype.dtype).reshape(shape)
+        else:
+            feeds[spec.name] = np.concatenate(cast("list[np.ndarray]", parts)).reshape(shape)
+    return feeds

@@ -1,0 +1,148 @@
+"""The native transport: HTTP/2 and gRPC in Rust, outside the GIL.
+
+ModelInfer calls come out of `NativeGrpcFront` in whole batches and are handed
+to the event loop once a batch. Every other method goes to a grpcio server
+behind it, on a Unix socket. Plaintext only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+import grpc
+from pygrpc_native import EVENT_CANCEL, NativeGrpcFront
+
+from hedgerow_server.answer import Answerer
+from hedgerow_server.call import Call
+
+if TYPE_CHECKING:
+    from pygrpc_native._native import DetailedEvent
+
+log = logging.getLogger(__name__)
+
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+
+#: Events in one trip out of the front at most.
+BATCH = 256
+#: Events that wait for the loop at most; the receiving thread stops beyond, and
+#: the front holds what HTTP/2's flow control lets through.
+BACKLOG = 4096
+
+
+class NativeTransport:
+    """Owns the front, the thread that receives from it, and the calls under way.
+
+    Args:
+        answerer: answers the calls.
+        address: host and port to listen on; port 0 for a free one.
+        fallback: path of the Unix socket of the grpcio server for other methods.
+        max_metadata_bytes: calls with more metadata are refused.
+
+    Raises:
+        OSError: the address cannot be bound.
+    """
+
+    def __init__(
+        self, answerer: Answerer, address: str, fallback: str, *, max_metadata_bytes: int = 16384
+    ) -> None:
+        self._answerer = answerer
+        self._front = NativeGrpcFront(
+            address,
+            [(INFER, False)],
+            io_threads=1,
+            call_details=True,
+            keepalive_time_ms=60_000,
+            max_metadata_size=max_metadata_bytes,
+            reuse_port=True,
+        )
+        self._front.set_fallback(fallback)
+        self._calls: dict[int, Call] = {}
+        self._inbox: deque[list[DetailedEvent]] = deque()
+        self._scheduled = False
+        self._room = threading.Semaphore(BACKLOG // BATCH)
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        return self._front.bound_port
+
+    def start(self) -> None:
+        """Begins to accept connections."""
+        self._loop = asyncio.get_running_loop()
+        self._front.start()
+        self._thread = threading.Thread(target=self._receive, name="native-receive", daemon=True)
+        self._thread.start()
+
+    def _receive(self) -> None:
+        front, loop = self._front, self._loop
+        assert loop is not None
+        while (events := front.recv_batch_details(BATCH)) is not None:
+            self._room.acquire()
+            self._inbox.append(events)
+            if not self._scheduled:
+                self._scheduled = True
+                try:
+                    loop.call_soon_threadsafe(self._take)
+                except RuntimeError:  # the loop is closed
+                    front.close()
+                    return
+
+    def _take(self) -> None:
+        # Cleared first: what is appended from here on schedules another turn.
+        self._scheduled = False
+        received = time.perf_counter_ns()
+        inbox, calls = self._inbox, self._calls
+        arrived: list[Call] = []
+        cancelled: list[Call] = []
+        while inbox:
+            events = inbox.popleft()
+            self._room.release()
+            for kind, token, _, payload, _, details in events:
+                if kind == EVENT_CANCEL:
+                    gone = calls.pop(token, None)
+                    if gone is not None:
+                        cancelled.append(gone)
+                    continue
+                # Every call has both: call_details is on.
+                assert payload is not None
+                assert details is not None
+                call = Call(payload, details[0], details[2], self, token, received)
+                calls[token] = call
+                arrived.append(call)
+        if cancelled:
+            new = set(arrived)
+            for call in cancelled:
+                if call in new:
+                    call.ended = True
+                else:
+                    self._answerer.cancel(call)
+        self._answerer.answer(arrived)
+
+    # What the request path calls, the sink of every call.
+
+    def respond(self, call: Call, payload: bytes, trailing: list[tuple[str, str | bytes]]) -> None:
+        """Gives the caller an encoded ModelInferResponse."""
+        self._calls.pop(call.token, None)
+        self._front.respond(call.token, payload, None, trailing)
+
+    def fail(
+        self, call: Call, code: grpc.StatusCode, message: str, trailing: list[tuple[str, str | bytes]]
+    ) -> None:
+        """Ends the call with a status."""
+        self._calls.pop(call.token, None)
+        self._front.fail(call.token, code.value[0], message, trailing)
+
+    async def close(self) -> None:
+        """Closes every connection."""
+        await asyncio.get_running_loop().run_in_executor(None, self._front.close)
+        if self._thread is not None:
+            # The last events may be waiting for room.
+            self._room.release(BACKLOG)
+            await asyncio.get_running_loop().run_in_executor(None, self._thread.join, 5.0)

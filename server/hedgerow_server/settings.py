@@ -1,0 +1,155 @@
+"""The server's settings: one inert, validated object.
+
+Durations are in seconds and sizes in bytes, unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from hedgerow_protos.config import ProcessSettings, Secret, Section
+from hedgerow_protos.names import model_name_problem
+from pydantic import AfterValidator, Field, FilePath, model_validator
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+
+
+def _model_name(name: str) -> str:
+    problem = model_name_problem(name)
+    if problem:
+        raise ValueError(problem)
+    return name
+
+
+def _model_file(path: Path) -> Path:
+    """The ONNX file that `path` means: itself, with .onnx added, or the model.onnx inside it."""
+    for candidate in (path, path.with_name(path.name + ".onnx"), path / "model.onnx"):
+        if candidate.is_file():
+            return candidate.absolute()
+    if path.is_dir():
+        raise ValueError(f"the directory {path} holds no model.onnx")
+    raise ValueError(f"no file {path}")
+
+
+def _address(address: str) -> str:
+    host, _, port = address.rpartition(":")
+    if address and not (host and port.isdecimal() and 0 < int(port) <= 65535):
+        raise ValueError(f"{address!r} is no HOST:PORT, such as 127.0.0.1:8101")
+    return address
+
+
+ModelName = Annotated[str, AfterValidator(_model_name)]
+ModelFile = Annotated[Path, AfterValidator(_model_file)]
+
+
+class Server(Section):
+    """[server]: where it listens, and how it lives."""
+
+    host: str = Field(default="127.0.0.1", min_length=1)
+    grpc_port: Port = 8001
+    http_port: Port = 8000
+    metrics_port: Port = 8002
+    transport: Literal["auto", "native", "grpcio"] = "auto"
+    workers: int = Field(default=1, ge=1, le=256)
+    region: str = Field(default="local", min_length=1, max_length=63)
+    #: Unique in the fleet.
+    node: str = Field(default_factory=socket.gethostname, min_length=1, max_length=253)
+    #: Model files by digest and the last good snapshot.
+    state_dir: Path = Path("var/server")
+    #: The control plane's host:port; empty for a server on its own.
+    control: Annotated[str, AfterValidator(_address)] = ""
+    max_message_bytes: int = Field(default=16 * 1024 * 1024, ge=1024, le=2**31 - 1)
+    #: What requests in flight get to finish in after SIGTERM.
+    drain_seconds: float = Field(default=10.0, ge=0, le=3600, allow_inf_nan=False)
+    reflection: bool = True
+    #: Bearer token for repository load and unload; without one they are refused.
+    operator_token: Secret = None
+    operator_token_file: Path | None = None
+
+
+class Tls(Section):
+    """[tls]: PEM files; with a client_ca callers must show a certificate."""
+
+    cert: FilePath | None = None
+    key: FilePath | None = None
+    client_ca: FilePath | None = None
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        if (self.cert is None) != (self.key is None):
+            raise ValueError("cert and key go together; one of them is missing")
+        if self.client_ca is not None and self.cert is None:
+            raise ValueError("client_ca needs cert and key")
+        return self
+
+
+class Engine(Section):
+    """[engine]: how models are loaded and run."""
+
+    #: Threads that run what is too slow for the event loop.
+    runners: int = Field(default=5, ge=1, le=256)
+    #: Rows in one run, for models whose serving spec names no number.
+    max_batch_size: int = Field(default=128, ge=1, le=65_536)
+    #: Models that run faster than this, in microseconds, run on the event loop; None: measured time decides.
+    inline_below_us: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    #: A version that has not answered its warm-up sample by then is refused.
+    warmup_timeout: Seconds = 30.0
+    #: Limits of the child process that loads a candidate first.
+    trial_memory_bytes: int = Field(default=4 * 1024**3, ge=256 * 1024**2)
+    trial_cpu_seconds: int = Field(default=120, ge=1)
+    trial_wall_seconds: Seconds = 120.0
+
+
+class Deadline(Section):
+    """[deadline]: for requests that bring none, and the longest that one may ask for."""
+
+    default_seconds: Seconds = 10.0
+    maximum_seconds: Seconds = 60.0
+
+    @model_validator(mode="after")
+    def _is_ordered(self) -> Self:
+        if self.default_seconds > self.maximum_seconds:
+            raise ValueError(
+                f"default_seconds {self.default_seconds:g} is above maximum_seconds {self.maximum_seconds:g}"
+            )
+        return self
+
+
+class Log(Section):
+    """[log]: one line for each request, and the process's own messages on stderr."""
+
+    #: `stdout`, `off` or the path of a file.
+    requests: str = Field(default="stdout", min_length=1)
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Settings(ProcessSettings):
+    """Everything an operator can set, validated once; see each section."""
+
+    server: Server = Server()
+    tls: Tls = Tls()
+    engine: Engine = Engine()
+    deadline: Deadline = Deadline()
+    log: Log = Log()
+    #: Name to ONNX file, for a server without a control plane.
+    models: dict[ModelName, ModelFile] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.server.transport == "native" and self.tls.cert is not None:
+            raise ValueError("the native transport has no TLS; use --transport grpcio or auto")
+        if self.server.control and self.models:
+            raise ValueError(
+                "--model and [models] are for a server without a control plane; drop them, or server.control"
+            )
+        return self
+
+    @property
+    def transport(self) -> Literal["native", "grpcio"]:
+        """The transport that `auto` stands for: the fast one where it can do the job."""
+        if self.server.transport != "auto":
+            return self.server.transport
+        return "native" if self.tls.cert is None else "grpcio"

@@ -1,0 +1,63 @@
+"""Gathers a worker's metrics when the supervisor asks; nothing of it lies on the request path."""
+
+from __future__ import annotations
+
+from hedgerow_server.answer import Answerer
+from hedgerow_server.engine.catalog import Catalog
+from hedgerow_server.engine.statistics import VersionStatistics
+from hedgerow_server.routing.table import RouteTable
+from hedgerow_server.telemetry import metrics
+from hedgerow_server.telemetry.request_log import RequestLog
+
+
+class Gatherer:
+    """Holds what each version ever in the route table has counted, also after it is dropped."""
+
+    def __init__(self, answerer: Answerer, catalog: Catalog, requests: RequestLog) -> None:
+        self._answerer = answerer
+        self._catalog = catalog
+        self._requests = requests
+        self._retired = metrics.Retired()
+        # By identity: a version that was dropped and loaded again counts anew.
+        self._known: dict[int, tuple[str, str, VersionStatistics]] = {}
+        self._tables = 0
+
+    def follow(self, table: RouteTable) -> None:
+        """Takes note of a route table that comes into force."""
+        self._tables += 1
+        for routes in table.models.values():
+            for choice in routes.versions.values():
+                model = choice.model
+                self._known[id(model.statistics)] = (model.name, model.version, model.statistics)
+
+    def dump(self) -> bytes:
+        """The metrics as they are now, for the supervisor."""
+        table = self._answerer.table
+        held = {id(model.statistics) for model in self._catalog.models()}
+        for gone in self._known.keys() - held:
+            self._retired.add(*self._known.pop(gone))
+        models = [choice.model for routes in table.models.values() for choice in routes.versions.values()]
+        return metrics.dump(
+            versions=[*self._known.values(), (metrics.UNKNOWN_MODEL, "", self._answerer.unrouted)],
+            retired=self._retired,
+            in_flight=self._answerer.in_flight,
+            queue_depth=sum(len(model.queue) for model in models),
+            snapshot_version=table.version,
+            routes=_weights(table),
+            swaps=max(0, self._tables - 1),
+            log_lines_dropped=self._requests.dropped,
+        )
+
+
+def _weights(table: RouteTable) -> list[metrics.RouteWeight]:
+    weights = []
+    for routes in table.models.values():
+        begin = 0.0
+        for end, choice in routes.shares:
+            weights.append(
+                metrics.RouteWeight(
+                    routes.name, choice.model.version, choice.variant, round(100 * (end - begin))
+                )
+            )
+            begin = end
+    return weights

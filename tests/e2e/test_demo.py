@@ -1,0 +1,37 @@
+"""The demo as `make demo` plays it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.timeout(420)
+def test_the_demo_swaps_and_rolls_back_a_real_model_without_losing_a_request(tmp_path):
+    """Everything the README promises, by the demo's own report."""
+    played = subprocess.run(
+        [sys.executable, "-m", "hedgerow_local.demo"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert played.returncode == 0, played.stdout + played.stderr
+    report = json.loads((tmp_path / "var/demo/report.json").read_text())
+    assert report["failed"] == 0
+    assert report["requests"] > 300 * 20
+    assert report["versions_seen"] == ["1", "2"]
+    assert 0 < report["swap"]["alias_to_served_ms"] < 60_000
+    assert report["swap"]["p99_ms_before"] > 0
+    assert report["swap"]["p99_ms_during"] > 0
+    assert report["swap"]["failed_during"] == 0
+    assert report["rollback"]["complete"]
+    assert 0 <= report["rollback"]["ms"] < 10_000
+    assert report["rollback"]["sent_later_answered_by_bad_version"] == 0
+    first, second = report["model"]["versions"]
+    assert second["mae"] < first["mae"] < report["model"]["baseline"]["mae"]
+    assert all(scene["ok"] for scene in report["scenes"])
+    assert (tmp_path / "var/demo/latency.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in tmp_path.iterdir()] == ["var"]

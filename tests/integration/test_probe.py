@@ -1,0 +1,207 @@
+"""The trial load: every way a model can misbehave ends in a verdict, and in nothing left running."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import zoo
+from hedgerow_protos.hedgerow_control_pb2 import ServingSpec
+from hedgerow_server.engine import trial
+from hedgerow_server.engine.probe import ProbeLimits, Verdict, probe
+
+COMMAND = [sys.executable, "-m", "hedgerow_server.engine.probe"]
+
+
+def run_command(path: Path, *flags: str) -> tuple[int, Verdict]:
+    done = subprocess.run(
+        [*COMMAND, "--directory", path.parent, "--path", path.name, *flags],
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.stdout.count(b"\n") == 1, done
+    return done.returncode, Verdict.from_json(done.stdout)
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
+
+
+async def until(condition, seconds: float = 30.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110  (another process tells nothing by itself)
+            await asyncio.sleep(0.01)
+
+
+async def test_a_good_model_passes_with_its_signature(tmp_path: Path):
+    zoo.several(tmp_path / "m.onnx")
+    verdict = await probe(tmp_path, "m.onnx", ServingSpec())
+    assert verdict.ok
+    assert verdict.reason == ""
+    assert verdict.inputs[0] == {"name": "a", "datatype": "FP32", "shape": [-1, 2]}
+    assert [output["datatype"] for output in verdict.outputs] == ["FP32", "FP32", "BOOL"]
+    assert (verdict.max_batch_size, verdict.row_independent) == (128, True)
+    assert verdict.load_seconds > 0
+    assert verdict.warm_seconds > 0
+
+
+def test_the_command_exits_with_zero_for_a_good_model_and_one_for_a_refused_one(tmp_path: Path):
+    (tmp_path / "serving.json").write_text('{"batching": {"maxBatchSize": 5}}')
+    code, verdict = run_command(zoo.mlp(tmp_path / "m.onnx"), f"--serving={tmp_path}/serving.json")
+    assert (code, verdict.ok, verdict.max_batch_size) == (0, True, 5)
+    code, verdict = run_command(zoo.truncated(tmp_path / "t.onnx"))
+    assert (code, verdict.ok) == (1, False)
+    assert "truncated" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    "flags", [[], ["--directory", "/tmp"], ["--directory=/", "--path=x", "--cpu-seconds=0"]]
+)
+def test_the_command_exits_with_two_when_asked_wrongly(flags: list[str]):
+    assert subprocess.run([*COMMAND, *flags], capture_output=True, check=False).returncode == 2
+
+
+def test_a_serving_spec_that_is_none_is_a_reason(tmp_path: Path):
+    (tmp_path / "serving.json").write_text('{"batch": 1}')
+    code, verdict = run_command(zoo.mlp(tmp_path / "m.onnx"), f"--serving={tmp_path}/serving.json")
+    assert code == 1
+    assert "serving spec is not valid" in verdict.reason
+
+
+@pytest.mark.parametrize("build", [zoo.allocates_without_end, zoo.allocates_at_once])
+async def test_a_model_that_allocates_without_end_is_told_from_others(tmp_path: Path, build):
+    build(tmp_path / "m.onnx")
+    verdict = await probe(tmp_path, "m.onnx", ServingSpec(), ProbeLimits(memory_bytes=256 << 20))
+    assert not verdict.ok
+    assert verdict.reason.startswith("the model used more than 256 MiB")
+
+
+async def test_a_model_that_never_returns_is_stopped_at_its_warm_up(tmp_path: Path):
+    zoo.never_returns(tmp_path / "m.onnx")
+    verdict = await probe(tmp_path, "m.onnx", ServingSpec(), ProbeLimits(warmup_seconds=0.3))
+    assert not verdict.ok
+    assert verdict.reason.startswith("the model did not answer its warm-up sample within 0.3 s")
+
+
+async def test_cpu_time_is_limited(tmp_path: Path):
+    zoo.never_returns(tmp_path / "m.onnx")
+    verdict = await probe(tmp_path, "m.onnx", ServingSpec(), ProbeLimits(cpu_seconds=1))
+    assert verdict.reason.startswith("the model used more than 1 s of CPU time")
+
+
+async def test_time_is_limited_even_where_the_child_does_nothing_more(tmp_path: Path):
+    """A stopped child is like a kernel that hangs: only killing it helps."""
+    zoo.never_returns(tmp_path / "m.onnx")
+    asked = asyncio.create_task(probe(tmp_path, "m.onnx", ServingSpec(), ProbeLimits(wall_seconds=4)))
+    child = await grandchild(tmp_path)
+    os.kill(child, signal.SIGSTOP)
+    verdict = await asked
+    assert verdict.reason.startswith("the model was not loaded and warm within 4 s, and was stopped")
+    assert not is_running(child)
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        (signal.SIGSEGV, "crashed ONNX Runtime (segmentation fault)"),
+        (signal.SIGABRT, "crashed ONNX Runtime (abort)"),
+        (signal.SIGBUS, "crashed ONNX Runtime (bus error"),
+        (signal.SIGKILL, "the system killed the trial load"),
+    ],
+)
+async def test_a_child_that_dies_still_gives_a_verdict(tmp_path: Path, number: signal.Signals, says: str):
+    zoo.never_returns(tmp_path / "m.onnx")
+    asked = asyncio.create_task(probe(tmp_path, "m.onnx", ServingSpec()))
+    child = await grandchild(tmp_path)
+    os.kill(child, number)
+    verdict = await asked
+    assert not verdict.ok
+    assert says in verdict.reason
+
+
+async def grandchild(directory: Path) -> int:
+    """The process that loads the model, once its limits are set; other tests' servers are not it."""
+    found: list[int] = []
+
+    def is_there() -> bool:
+        found[:] = [
+            loader
+            for watcher in children_of(os.getpid())
+            if os.fsencode(directory) in Path(f"/proc/{watcher}/cmdline").read_bytes()
+            for loader in children_of(watcher)
+        ]
+        return bool(found) and resource.prlimit(found[0], resource.RLIMIT_CORE) == (0, 0)
+
+    await until(is_there)
+    return found[0]
+
+
+async def test_cancelling_leaves_nothing_running(tmp_path: Path):
+    zoo.never_returns(tmp_path / "m.onnx")
+    asked = asyncio.create_task(probe(tmp_path, "m.onnx", ServingSpec()))
+    child = await grandchild(tmp_path)
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    await until(lambda: not is_running(child))
+
+
+async def test_the_child_does_not_outlive_a_killed_watcher(tmp_path: Path):
+    """The model would run for 30 s more, and the probe could not tell it to stop."""
+    zoo.never_returns(tmp_path / "m.onnx")
+    asked = asyncio.create_task(probe(tmp_path, "m.onnx", ServingSpec()))
+    child = await grandchild(tmp_path)
+    watcher = next(watcher for watcher in children_of(os.getpid()) if child in children_of(watcher))
+    os.kill(watcher, signal.SIGKILL)
+    verdict = await asked
+    assert "the trial load failed with exit code -9" in verdict.reason
+    await until(lambda: not is_running(child), seconds=10)
+
+
+def test_the_limits_are_really_set():
+    """Tried in a process of its own, since limits cannot be raised again."""
+    script = (
+        "import json, resource; from hedgerow_server.engine import trial;"
+        "trial._limit(trial.ProbeLimits(memory_bytes=1 << 30, cpu_seconds=7));"
+        "print(json.dumps([resource.getrlimit(getattr(resource, 'RLIMIT_' + kind)) for kind in"
+        " ('FSIZE', 'CORE', 'NOFILE', 'CPU', 'AS')]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    files, core, descriptors, cpu, memory = json.loads(done.stdout)
+    assert (files, core, descriptors) == ([0, 0], [0, 0], [256, 256])
+    assert 7 < cpu[0] < 12
+    assert 1 << 30 < memory[1] < 2 << 30
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 0, "the test's own process keeps its limits"
+
+
+def test_the_watcher_imports_nothing_heavy():
+    script = "import sys; import hedgerow_server.engine.probe; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True)
+    assert not {"numpy", "onnxruntime", "google.protobuf", "asyncio"} & set(done.stdout.split())
+
+
+def test_an_exit_without_a_verdict_is_told_with_its_last_words():
+    status = os.waitstatus_to_exitcode(0x0300) << 8
+    reason = trial._why_it_ended(status, b"noise\nImportError: no onnxruntime\n", ProbeLimits())
+    assert reason == "the trial load failed with exit code 3: ImportError: no onnxruntime"
+
+
+def test_an_allocation_failure_that_aborts_counts_as_memory():
+    reason = trial._why_it_ended(signal.SIGABRT, b"terminate called: std::bad_alloc", ProbeLimits())
+    assert reason.startswith("the model used more than 4096 MiB")

@@ -1,0 +1,63 @@
+"""How long a run probably takes, learned from made-up runs."""
+
+from __future__ import annotations
+
+import pytest
+from hedgerow_server.engine.latency import LatencyModel
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+def test_the_first_guess_holds_until_a_run_is_seen() -> None:
+    latency = LatencyModel(3e-3)
+    assert latency.expect(1) == 3e-3
+    latency.observe(1, 2e-3)
+    assert 2e-3 < latency.expect(1) < 3e-3
+
+
+def test_a_run_far_below_the_cold_first_guess_replaces_it_at_once() -> None:
+    latency = LatencyModel(50e-3)
+    latency.observe(1, 5e-6)
+    assert latency.expect(1) == 5e-6
+
+
+def test_one_run_that_was_descheduled_does_not_send_a_small_model_to_the_threads() -> None:
+    latency = LatencyModel(5e-6)
+    for _ in range(50):
+        latency.observe(1, 5e-6)
+    latency.observe(1, 300e-6)
+    assert latency.expect(1) < 50e-6
+
+
+def test_a_model_that_became_slow_is_known_for_it_within_some_runs() -> None:
+    latency = LatencyModel(5e-6)
+    for _ in range(20):
+        latency.observe(1, 10e-3)
+    assert latency.expect(1) > 5e-3
+
+
+@pytest.mark.parametrize(("rows", "same"), [(1, 1), (2, 2), (3, 4), (4, 3), (5, 8), (128, 65)])
+def test_sizes_are_told_apart_by_powers_of_two(rows: int, same: int) -> None:
+    latency = LatencyModel(1.0)
+    latency.observe(rows, 1e-3)
+    assert latency.expect(same) == 1e-3
+
+
+def test_a_size_never_seen_is_taken_to_cost_as_much_a_row_as_the_next_smaller_one() -> None:
+    """Else the first request of 100,000 rows would run on the event loop because one row takes 5 µs."""
+    latency = LatencyModel(5e-6)
+    latency.observe(1, 5e-6)
+    assert latency.expect(100_000) > 0.1
+    latency.observe(100_000, 2e-3)
+    assert latency.expect(100_000) == 2e-3
+    assert latency.expect(1) == 5e-6
+
+
+@given(st.lists(st.tuples(st.integers(1, 5000), st.floats(1e-6, 1)), max_size=50), st.integers(1, 5000))
+def test_what_is_expected_lies_within_what_was_seen_or_above(
+    runs: list[tuple[int, float]], rows: int
+) -> None:
+    latency = LatencyModel(0.5)
+    for size, seconds in runs:
+        latency.observe(size, seconds)
+    assert latency.expect(rows) >= min([0.5, *[seconds for _, seconds in runs]]) * (1 - 1e-9)
