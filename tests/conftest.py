@@ -1,1 +1,19 @@
-"""Puts this folder on the path: what tests share lies here."""
+"""Puts this folder on the path, what tests share lies here; and keeps each test's environment its own."""
+
+import os
+
+import pytest
+
+#: Of these, a later test's processes would inherit what an earlier one left.
+OURS = ("HEDGEROW_", "MLFLOW_")
+
+
+@pytest.fixture(autouse=True)
+def _own_environment():
+    """Takes back the variables a test leaves behind: MLflow's `set_tracking_uri`, say, exports one."""
+    before = {name: value for name, value in os.environ.items() if name.startswith(OURS)}
+    yield
+    for name in [name for name in os.environ if name.startswith(OURS)]:
+        if name not in before:
+            del os.environ[name]
+    os.environ.update(before)
