@@ -187,16 +187,18 @@ class Route(_message.Message):
     def __init__(self, variant: _Optional[str] = ..., version: _Optional[str] = ..., weight: _Optional[int] = ...) -> None: ...
 
 class ServingSpec(_message.Message):
-    __slots__ = ("batching", "nan", "warmup", "session")
+    __slots__ = ("batching", "nan", "warmup", "session", "features")
     BATCHING_FIELD_NUMBER: _ClassVar[int]
     NAN_FIELD_NUMBER: _ClassVar[int]
     WARMUP_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
     batching: Batching
     nan: NanPolicy
     warmup: Warmup
     session: Session
-    def __init__(self, batching: _Optional[_Union[Batching, _Mapping]] = ..., nan: _Optional[_Union[NanPolicy, _Mapping]] = ..., warmup: _Optional[_Union[Warmup, _Mapping]] = ..., session: _Optional[_Union[Session, _Mapping]] = ...) -> None: ...
+    features: Features
+    def __init__(self, batching: _Optional[_Union[Batching, _Mapping]] = ..., nan: _Optional[_Union[NanPolicy, _Mapping]] = ..., warmup: _Optional[_Union[Warmup, _Mapping]] = ..., session: _Optional[_Union[Session, _Mapping]] = ..., features: _Optional[_Union[Features, _Mapping]] = ...) -> None: ...
 
 class Batching(_message.Message):
     __slots__ = ("max_batch_size",)
@@ -240,6 +242,99 @@ class Session(_message.Message):
     INTRA_OP_THREADS_FIELD_NUMBER: _ClassVar[int]
     intra_op_threads: int
     def __init__(self, intra_op_threads: _Optional[int] = ...) -> None: ...
+
+class Features(_message.Message):
+    __slots__ = ("views", "inputs")
+    VIEWS_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    views: _containers.RepeatedCompositeFieldContainer[FeatureView]
+    inputs: _containers.RepeatedCompositeFieldContainer[FeatureInput]
+    def __init__(self, views: _Optional[_Iterable[_Union[FeatureView, _Mapping]]] = ..., inputs: _Optional[_Iterable[_Union[FeatureInput, _Mapping]]] = ...) -> None: ...
+
+class FeatureView(_message.Message):
+    __slots__ = ("name", "version", "entity", "fields", "ttl", "stale_ttl", "max_age")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ENTITY_FIELD_NUMBER: _ClassVar[int]
+    FIELDS_FIELD_NUMBER: _ClassVar[int]
+    TTL_FIELD_NUMBER: _ClassVar[int]
+    STALE_TTL_FIELD_NUMBER: _ClassVar[int]
+    MAX_AGE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: int
+    entity: _containers.RepeatedCompositeFieldContainer[EntityKey]
+    fields: _containers.RepeatedCompositeFieldContainer[FeatureField]
+    ttl: float
+    stale_ttl: float
+    max_age: float
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., entity: _Optional[_Iterable[_Union[EntityKey, _Mapping]]] = ..., fields: _Optional[_Iterable[_Union[FeatureField, _Mapping]]] = ..., ttl: _Optional[float] = ..., stale_ttl: _Optional[float] = ..., max_age: _Optional[float] = ...) -> None: ...
+
+class EntityKey(_message.Message):
+    __slots__ = ("name", "datatype")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DATATYPE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    datatype: str
+    def __init__(self, name: _Optional[str] = ..., datatype: _Optional[str] = ...) -> None: ...
+
+class FeatureField(_message.Message):
+    __slots__ = ("name", "datatype", "width", "default")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DATATYPE_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    datatype: str
+    width: int
+    default: FeatureDefault
+    def __init__(self, name: _Optional[str] = ..., datatype: _Optional[str] = ..., width: _Optional[int] = ..., default: _Optional[_Union[FeatureDefault, _Mapping]] = ...) -> None: ...
+
+class FeatureDefault(_message.Message):
+    __slots__ = ("numbers", "integers", "strings")
+    NUMBERS_FIELD_NUMBER: _ClassVar[int]
+    INTEGERS_FIELD_NUMBER: _ClassVar[int]
+    STRINGS_FIELD_NUMBER: _ClassVar[int]
+    numbers: _containers.RepeatedScalarFieldContainer[float]
+    integers: _containers.RepeatedScalarFieldContainer[int]
+    strings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, numbers: _Optional[_Iterable[float]] = ..., integers: _Optional[_Iterable[int]] = ..., strings: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class FeatureInput(_message.Message):
+    __slots__ = ("input", "columns")
+    INPUT_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    input: str
+    columns: _containers.RepeatedCompositeFieldContainer[FeatureColumn]
+    def __init__(self, input: _Optional[str] = ..., columns: _Optional[_Iterable[_Union[FeatureColumn, _Mapping]]] = ...) -> None: ...
+
+class FeatureColumn(_message.Message):
+    __slots__ = ("view", "fields", "entity", "request")
+    class EntityEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    FIELDS_FIELD_NUMBER: _ClassVar[int]
+    ENTITY_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    view: str
+    fields: _containers.RepeatedScalarFieldContainer[str]
+    entity: _containers.ScalarMap[str, str]
+    request: RequestColumn
+    def __init__(self, view: _Optional[str] = ..., fields: _Optional[_Iterable[str]] = ..., entity: _Optional[_Mapping[str, str]] = ..., request: _Optional[_Union[RequestColumn, _Mapping]] = ...) -> None: ...
+
+class RequestColumn(_message.Message):
+    __slots__ = ("name", "datatype", "width")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DATATYPE_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    datatype: str
+    width: int
+    def __init__(self, name: _Optional[str] = ..., datatype: _Optional[str] = ..., width: _Optional[int] = ...) -> None: ...
 
 class FetchFileRequest(_message.Message):
     __slots__ = ("digest", "path")
