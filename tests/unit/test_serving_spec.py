@@ -34,7 +34,7 @@ def test_nan_choices_are_written_by_their_last_word(written):
     [
         ("batchin: {}", "unknown key 'batchin'; did you mean 'batching'?"),
         ("batching: {max_batch: 3}", "unknown key 'batching.max_batch'; did you mean 'max_batch_size'?"),
-        ("zzz: 1", "known here: batching, nan, warmup, session"),
+        ("zzz: 1", "known here: batching, nan, warmup, session, features"),
         ("1: 2", "unknown key '1'"),
         ("batching: {max_batch_size: '8'}", "batching.max_batch_size is text; expected a whole number"),
         ("batching: {max_batch_size: true}", "is true or false; expected a whole number"),
