@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
@@ -19,16 +18,16 @@ from hedgerow_protos.config import REVEAL
 from hedgerow_server.ports import PortError, Reservation, join, listen
 from hedgerow_server.restarts import Restarts
 from hedgerow_server.rpc.http_server import HttpServer
+from hedgerow_server.runtime_directory import NoRuntimeDirectory, runtime_directory
 from hedgerow_server.settings import Settings
 from hedgerow_server.telemetry import metrics, page, process_log
 from hedgerow_server.worker_process import WorkerProcess
 
 _log = logging.getLogger(__name__)
 
-#: What a worker gets after `drain_seconds` to close its sockets (a second each for gRPC and HTTP)
 #: SIGTERM to the process and to its group (`timeout` sends both) come together and are one wish.
 ECHO_SECONDS = 0.3
-
+#: What a worker gets after `drain_seconds` to close its sockets (a second each for gRPC and HTTP)
 #: and flush its log (two).
 CLOSING_SECONDS = 5.0
 #: A scrape waits this long for a worker, then shows what it said last.
@@ -62,7 +61,7 @@ def run(settings: Settings, *, entry: str = "hedgerow_server.app:serve", **times
 
     try:
         failure = asyncio.run(supervise())
-    except PortError as error:
+    except (PortError, NoRuntimeDirectory) as error:
         failure = str(error)
     if failure is not None:
         print(f"hedgerow-server: {failure}", file=sys.stderr)
@@ -110,6 +109,7 @@ class Supervisor:
 
         Raises:
             PortError: A port cannot be had.
+            NoRuntimeDirectory: There is no place for the workers' sockets.
         """
         server = self._settings.server
         with contextlib.ExitStack() as held:
@@ -123,7 +123,7 @@ class Supervisor:
             )
             ports = {"grpc_port": grpc.port, "http_port": http.port, "metrics_port": scrape.port}
             self._settings = self._settings.model_copy(update={"server": server.model_copy(update=ports)})
-            self._directory = held.enter_context(tempfile.TemporaryDirectory(prefix="hedgerow-"))
+            self._directory = held.enter_context(runtime_directory())
             loop = asyncio.get_running_loop()
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, self.stop, number)

@@ -9,13 +9,14 @@ import re
 import signal
 import socket
 import sys
+import tempfile
 from pathlib import Path
 
 import grpc.aio
 import httpx
 import pytest
 import zoo
-from hedgerow_protos.open_inference_pb2 import ModelInferRequest
+from hedgerow_protos.open_inference_pb2 import ModelInferRequest, ServerReadyRequest
 from hedgerow_protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -143,11 +144,16 @@ async def test_it_says_not_ready_while_models_load_and_a_signal_then_ends_it_at_
     assert output == b""
 
 
-async def test_a_worker_that_is_killed_leaves_no_file_behind(command, tmp_path):
+@pytest.fixture
+def temporary():
+    """A directory with a path short enough for Unix sockets, which pytest's own need not have."""
+    with tempfile.TemporaryDirectory(prefix="hr-", dir="/tmp") as path:
+        yield Path(path)
+
+
+async def test_a_worker_that_is_killed_leaves_no_file_behind(command, tmp_path, temporary):
     """A worker cannot clean up after SIGKILL; the server does when it ends."""
     zoo.identity(tmp_path / "m.onnx")
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
     process = await command("--model", "m=m.onnx", *FREE_PORTS, TMPDIR=str(temporary))
     ready = (await process.stdout.readline()).decode()
     assert list(temporary.rglob("*.sock"))
@@ -163,6 +169,21 @@ async def test_a_worker_that_is_killed_leaves_no_file_behind(command, tmp_path):
     async with asyncio.timeout(30):
         await process.communicate()
     assert not list(temporary.glob("hedgerow-*"))
+
+
+async def test_a_long_temporary_directory_is_no_obstacle(command, tmp_path):
+    """The path of a Unix socket has at most 107 bytes; a CI job's temporary directory may be longer."""
+    zoo.identity(tmp_path / "m.onnx")
+    long = tmp_path / ("x" * 60) / ("y" * 60)
+    long.mkdir(parents=True)
+    process = await command("--model", "m=m.onnx", *FREE_PORTS, "--transport", "native", TMPDIR=str(long))
+    ready = (await process.stdout.readline()).decode()
+    async with grpc.aio.insecure_channel(re.search(r"grpc=(\S+)", ready)[1]) as channel:
+        # Not ModelInfer: what goes over the socket behind the native transport.
+        assert (await GRPCInferenceServiceStub(channel).ServerReady(ServerReadyRequest())).ready
+    process.send_signal(signal.SIGTERM)
+    await process.communicate()
+    assert process.returncode == 0
 
 
 async def test_a_file_is_served_seen_and_logged_by_two_workers(command, tmp_path):
