@@ -4,6 +4,9 @@ import os
 
 import pytest
 
+#: A real PostgreSQL and a real Valkey.
+pytest_plugins = ("feature_store",)
+
 #: Of these, a later test's processes would inherit what an earlier one left.
 OURS = ("HEDGEROW_", "MLFLOW_")
 

@@ -18,6 +18,12 @@ _LAST_LINES = 12
 _LONGEST_LINE = 1 << 16
 
 
+def tether_command(grace: int, stop_signal: signal.Signals) -> tuple[str, ...]:
+    """What goes before a command that must not outlive this process; see tether.py."""
+    tether = (sys.executable, "-I", "-S", str(_TETHER))
+    return (*tether, str(os.getpid()), str(grace), str(int(stop_signal)))
+
+
 class ChildFailed(Exception):
     """A process ended, or did not become ready; the message shows its last lines."""
 
@@ -30,8 +36,10 @@ class Child:
         command: Program and arguments.
         log: Its stdout and stderr go here, bounded.
         environment: Added to this process's own.
-        grace: Seconds between SIGTERM and SIGKILL.
+        grace: Seconds between `stop_signal` and SIGKILL.
+        stop_signal: What asks it to finish.
         pass_fds: File descriptors that it inherits.
+        ready_text: For a program that does not write our ready line: what a line contains when it is ready.
     """
 
     def __init__(
@@ -42,13 +50,17 @@ class Child:
         log: Path,
         environment: Mapping[str, str] | None = None,
         grace: int = 15,
+        stop_signal: signal.Signals = signal.SIGTERM,
         pass_fds: Sequence[int] = (),
+        ready_text: str = "",
     ) -> None:
         self.name = name
         self.log = log
         self._command = tuple(command)
         self._environment = dict(environment or {})
         self._grace = grace
+        self._stop_signal = stop_signal
+        self._ready_text = ready_text
         self._pass_fds = tuple(pass_fds)
         self._last: deque[str] = deque(maxlen=_LAST_LINES)
         self._process: asyncio.subprocess.Process | None = None
@@ -64,7 +76,7 @@ class Child:
 
     async def start(self) -> None:
         """Starts the process; returns at once."""
-        tethered = (sys.executable, "-I", "-S", str(_TETHER), str(os.getpid()), str(self._grace))
+        tethered = tether_command(self._grace, self._stop_signal)
         self._process = await asyncio.create_subprocess_exec(
             *tethered,
             *self._command,
@@ -87,7 +99,7 @@ class Child:
             within: Seconds.
 
         Returns:
-            The line's keys and values: `grpc`, `http`, … as `host:port`.
+            The line's keys and values: `grpc`, `http`, … as `host:port`; none with a `ready_text`.
 
         Raises:
             ChildFailed: It ended first, or said nothing in time.
@@ -116,7 +128,7 @@ class Child:
         return self._process is not None and self._process.returncode is None
 
     async def stop(self) -> None:
-        """SIGTERM, time to finish, then SIGKILL; returns when it has ended. Harmless a second time."""
+        """Asks it to finish, in the end kills it; returns when it has ended. Harmless a second time."""
         self._signal(signal.SIGTERM)
         if self._process is not None:
             await self.ended()
@@ -154,8 +166,16 @@ class Child:
                 log.write(line)
                 text = line.decode(errors="replace").rstrip()
                 self._last.append(text)
-                words = text.split()
-                if words[1:2] == ["ready"] and not said_ready.done():
-                    pairs = (word.partition("=") for word in words[2:] if "=" in word)
-                    said_ready.set_result({key: value for key, _, value in pairs})
+                said = self._read_ready(text)
+                if said is not None and not said_ready.done():
+                    said_ready.set_result(said)
         await process.wait()
+
+    def _read_ready(self, line: str) -> dict[str, str] | None:
+        if self._ready_text:
+            return {} if self._ready_text in line else None
+        words = line.split()
+        if words[1:2] != ["ready"]:
+            return None
+        pairs = (word.partition("=") for word in words[2:] if "=" in word)
+        return {key: value for key, _, value in pairs}

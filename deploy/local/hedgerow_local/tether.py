@@ -1,9 +1,9 @@
 """Runs one command and does not let it outlive whoever asked for it.
 
-    python -I -S tether.py PARENT-PID SECONDS COMMAND [ARGUMENT ...]
+    python -I -S tether.py PARENT-PID SECONDS SIGNAL COMMAND [ARGUMENT ...]
 
-The command gets SIGTERM when this process does, or when the parent dies, even
-by SIGKILL (prctl's parent-death signal). What is left of its process group
+The command gets that signal when this process gets SIGTERM, or when the parent
+dies, even by SIGKILL (prctl's parent-death signal). What is left of its process group
 after that many seconds, at SIGQUIT, or once it has ended by itself, is killed.
 Exits as the command did. A script of its own, with nothing but the standard
 library: it starts in milliseconds and stays small.
@@ -27,11 +27,11 @@ def die_with_parent(signum: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signum, 0, 0, 0)
 
 
-def main(parent: int, grace: int, command: list[str]) -> int:
+def main(parent: int, grace: int, stop_signal: int, command: list[str]) -> int:
     """Runs the command to its end; returns its exit code, or 128 and the signal's number."""
 
     def stop(_signum: int, _frame: FrameType | None) -> None:
-        child.send_signal(signal.SIGTERM)
+        child.send_signal(stop_signal)
         signal.alarm(grace)
 
     def kill(*_: object) -> None:
@@ -63,4 +63,4 @@ def main(parent: int, grace: int, command: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]))
+    sys.exit(main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]))
