@@ -17,6 +17,12 @@ class VersionState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     VERSION_STATE_DROPPED: _ClassVar[VersionState]
     VERSION_STATE_FAILED: _ClassVar[VersionState]
 
+class ModelGear(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MODEL_GEAR_UNSPECIFIED: _ClassVar[ModelGear]
+    MODEL_GEAR_MAPPED: _ClassVar[ModelGear]
+    MODEL_GEAR_PACKED: _ClassVar[ModelGear]
+
 class NanChoice(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     NAN_CHOICE_UNSPECIFIED: _ClassVar[NanChoice]
@@ -29,6 +35,9 @@ VERSION_STATE_SERVING: VersionState
 VERSION_STATE_DRAINING: VersionState
 VERSION_STATE_DROPPED: VersionState
 VERSION_STATE_FAILED: VersionState
+MODEL_GEAR_UNSPECIFIED: ModelGear
+MODEL_GEAR_MAPPED: ModelGear
+MODEL_GEAR_PACKED: ModelGear
 NAN_CHOICE_UNSPECIFIED: NanChoice
 NAN_CHOICE_ALLOW: NanChoice
 NAN_CHOICE_REJECT: NanChoice
@@ -92,16 +101,18 @@ class Nack(_message.Message):
     def __init__(self, nonce: _Optional[str] = ..., snapshot_version: _Optional[int] = ..., last_good_version: _Optional[int] = ..., reason: _Optional[str] = ..., model: _Optional[str] = ..., model_version: _Optional[str] = ..., transient: _Optional[bool] = ...) -> None: ...
 
 class VersionReport(_message.Message):
-    __slots__ = ("model", "model_version", "state", "reason")
+    __slots__ = ("model", "model_version", "state", "reason", "gear")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    GEAR_FIELD_NUMBER: _ClassVar[int]
     model: str
     model_version: str
     state: VersionState
     reason: str
-    def __init__(self, model: _Optional[str] = ..., model_version: _Optional[str] = ..., state: _Optional[_Union[VersionState, str]] = ..., reason: _Optional[str] = ...) -> None: ...
+    gear: ModelGear
+    def __init__(self, model: _Optional[str] = ..., model_version: _Optional[str] = ..., state: _Optional[_Union[VersionState, str]] = ..., reason: _Optional[str] = ..., gear: _Optional[_Union[ModelGear, str]] = ...) -> None: ...
 
 class Stats(_message.Message):
     __slots__ = ("versions",)
@@ -144,7 +155,7 @@ class Model(_message.Message):
     def __init__(self, name: _Optional[str] = ..., versions: _Optional[_Iterable[_Union[ModelVersion, _Mapping]]] = ..., routes: _Optional[_Iterable[_Union[Route, _Mapping]]] = ...) -> None: ...
 
 class ModelVersion(_message.Message):
-    __slots__ = ("version", "digest", "files", "path", "serving", "tags")
+    __slots__ = ("version", "digest", "files", "path", "serving", "tags", "source_digest")
     class TagsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -158,13 +169,15 @@ class ModelVersion(_message.Message):
     PATH_FIELD_NUMBER: _ClassVar[int]
     SERVING_FIELD_NUMBER: _ClassVar[int]
     TAGS_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     version: str
     digest: str
     files: _containers.RepeatedCompositeFieldContainer[File]
     path: str
     serving: ServingSpec
     tags: _containers.ScalarMap[str, str]
-    def __init__(self, version: _Optional[str] = ..., digest: _Optional[str] = ..., files: _Optional[_Iterable[_Union[File, _Mapping]]] = ..., path: _Optional[str] = ..., serving: _Optional[_Union[ServingSpec, _Mapping]] = ..., tags: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    source_digest: str
+    def __init__(self, version: _Optional[str] = ..., digest: _Optional[str] = ..., files: _Optional[_Iterable[_Union[File, _Mapping]]] = ..., path: _Optional[str] = ..., serving: _Optional[_Union[ServingSpec, _Mapping]] = ..., tags: _Optional[_Mapping[str, str]] = ..., source_digest: _Optional[str] = ...) -> None: ...
 
 class File(_message.Message):
     __slots__ = ("path", "size", "sha256")
@@ -391,7 +404,7 @@ class ModelStatus(_message.Message):
     def __init__(self, name: _Optional[str] = ..., routes: _Optional[_Iterable[_Union[Route, _Mapping]]] = ..., versions: _Optional[_Iterable[_Union[ModelVersionStatus, _Mapping]]] = ...) -> None: ...
 
 class ModelVersionStatus(_message.Message):
-    __slots__ = ("version", "stage", "reason", "nodes_ready", "succeeded", "failed", "p50_ms", "p95_ms", "p99_ms", "nodes_answering")
+    __slots__ = ("version", "stage", "reason", "nodes_ready", "succeeded", "failed", "p50_ms", "p95_ms", "p99_ms", "nodes_answering", "nodes_packed")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -402,6 +415,7 @@ class ModelVersionStatus(_message.Message):
     P95_MS_FIELD_NUMBER: _ClassVar[int]
     P99_MS_FIELD_NUMBER: _ClassVar[int]
     NODES_ANSWERING_FIELD_NUMBER: _ClassVar[int]
+    NODES_PACKED_FIELD_NUMBER: _ClassVar[int]
     version: str
     stage: str
     reason: str
@@ -412,7 +426,8 @@ class ModelVersionStatus(_message.Message):
     p95_ms: float
     p99_ms: float
     nodes_answering: int
-    def __init__(self, version: _Optional[str] = ..., stage: _Optional[str] = ..., reason: _Optional[str] = ..., nodes_ready: _Optional[int] = ..., succeeded: _Optional[int] = ..., failed: _Optional[int] = ..., p50_ms: _Optional[float] = ..., p95_ms: _Optional[float] = ..., p99_ms: _Optional[float] = ..., nodes_answering: _Optional[int] = ...) -> None: ...
+    nodes_packed: int
+    def __init__(self, version: _Optional[str] = ..., stage: _Optional[str] = ..., reason: _Optional[str] = ..., nodes_ready: _Optional[int] = ..., succeeded: _Optional[int] = ..., failed: _Optional[int] = ..., p50_ms: _Optional[float] = ..., p95_ms: _Optional[float] = ..., p99_ms: _Optional[float] = ..., nodes_answering: _Optional[int] = ..., nodes_packed: _Optional[int] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
     __slots__ = ("node", "region", "snapshot_version", "connected", "last_nack", "release")

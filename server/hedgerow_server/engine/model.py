@@ -83,6 +83,15 @@ class Model:
             self._idle.append(waiter)
             await waiter
 
+    def shift(self, session: ort.InferenceSession, latency: LatencyModel) -> None:
+        """Runs that begin from now on happen in another session of the same model.
+
+        Those under way end in the one they began in. `latency` is what is known of the new one.
+        """
+        if self._session is not None:
+            self._session = session
+            self.latency = latency
+
     def close(self) -> None:
         """Lets the session go; its memory returns when the last run has ended."""
         self._session = None
