@@ -19,7 +19,7 @@ from hedgerow_protos import open_inference_pb2 as oip
 _SERVICE = "inference.GRPCInferenceService"
 
 
-async def serve(path: str, port: int) -> None:
+async def serve(path: str, port: int, message_bytes: int) -> None:
     """Serves the model until the process is ended."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
@@ -39,7 +39,8 @@ async def serve(path: str, port: int) -> None:
         reply.raw_output_contents.append(answer.tobytes())
         return reply
 
-    server = grpc.aio.server()
+    sizes = [("grpc.max_receive_message_length", message_bytes), ("grpc.max_send_message_length", -1)]
+    server = grpc.aio.server(options=sizes if message_bytes else None)
     handler = grpc.unary_unary_rpc_method_handler(
         infer,
         request_deserializer=oip.ModelInferRequest.FromString,
@@ -47,7 +48,7 @@ async def serve(path: str, port: int) -> None:
     )
     handlers = grpc.method_handlers_generic_handler(_SERVICE, {"ModelInfer": handler})
     server.add_generic_rpc_handlers((handlers,))
-    server.add_insecure_port(f"127.0.0.1:{port}")
+    port = server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     print(f"handwritten ready grpc=127.0.0.1:{port}", flush=True)
     await server.wait_for_termination()
@@ -59,9 +60,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", help="an ONNX file with one FP32 input and output")
-    parser.add_argument("port", type=int)
+    parser.add_argument("port", type=int, help="0 for a free one")
+    parser.add_argument("message_bytes", type=int, nargs="?", default=0, help="limit; grpcio's own is 4 MiB")
     options = parser.parse_args()
-    uvloop.run(serve(options.model, options.port))
+    uvloop.run(serve(options.model, options.port, options.message_bytes))
 
 
 if __name__ == "__main__":

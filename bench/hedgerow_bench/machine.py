@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import time
 from dataclasses import dataclass
 from importlib import metadata
@@ -14,6 +15,8 @@ from typing import Any
 _PACKAGES = ("hedgerow", "grpcio", "pygrpc-native", "onnxruntime", "numpy", "mlflow", "uvloop")
 #: Signs of company: part of the processors' time, and seconds that a 1 ms sleep overslept.
 _STEAL, _BUSY, _OVERSLEPT = 0.02, 0.25, 0.002
+#: The same, of other processes while we measure.
+_OTHERS = 0.05
 
 
 def describe() -> dict[str, Any]:
@@ -84,6 +87,39 @@ def listen(seconds: float = 1.0) -> Quiet:
     total = max(1, sum(spent))
     # The columns of proc(5)'s first line: [3] is idle, [4] waits for disks, [7] was stolen.
     return Quiet(spent[7] / total, 1 - (spent[3] + spent[4] + spent[7]) / total, overslept * 1000)
+
+
+class Company:
+    """Watches, from its making to `note`, what others do on the machine while we measure.
+
+    Exact only after everything that was started has ended and was waited for:
+    the kernel adds a child's CPU time to its parent's then.
+    """
+
+    def __init__(self) -> None:
+        self._ticks = _ticks()
+        self._ours = _our_cpu()
+
+    def note(self) -> str:
+        """What a reader of the numbers must know; empty on a quiet machine."""
+        spent = [after - earlier for earlier, after in zip(self._ticks, _ticks(), strict=True)]
+        total = sum(spent)
+        if not total:
+            return ""
+        steal = spent[7] / total
+        busy = (total - spent[3] - spent[4] - spent[7]) / total
+        ours = (_our_cpu() - self._ours) * os.sysconf("SC_CLK_TCK") / total
+        signs = []
+        if steal > _STEAL:
+            signs.append(f"the hypervisor gave {steal:.0%} of the processors to others")
+        if busy - ours > _OTHERS:
+            signs.append(f"other processes used {busy - ours:.0%} of the processors")
+        return f"Noisy machine: during the run {', and '.join(signs)}." if signs else ""
+
+
+def _our_cpu() -> float:
+    kinds = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in kinds)
 
 
 def _ticks() -> list[int]:

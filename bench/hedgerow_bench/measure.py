@@ -25,28 +25,6 @@ BUSY = 0.9
 SERVED_WITHIN = 60.0
 
 
-async def throughput(
-    subject: Subject, callers: Sequence[int], seconds: float, directory: Path, tell: Tell
-) -> list[dict[str, Any]]:
-    """Answers per second, one row for each number of callers that ask without pause."""
-    rows = []
-    for count in callers:
-        plan = Plan(
-            subject.target,
-            subject.model,
-            str(subject.inputs),
-            str(directory / f"throughput-{count}.npz"),
-            mode="closed",
-            callers=count,
-            seconds=seconds,
-        )
-        outcome = await _run(plan)
-        right = len(outcome.records) - outcome.records.failed
-        rows.append({"callers": count, "answers_per_second": round(right / seconds, 1)} | _facts(outcome))
-        tell(f"{count} callers: {right / seconds:,.0f} answers a second")
-    return rows
-
-
 async def latency(
     subject: Subject, rates: Sequence[float], seconds: float, directory: Path, tell: Tell
 ) -> list[dict[str, Any]]:

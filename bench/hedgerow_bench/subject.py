@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,59 +14,117 @@ import numpy as np
 from hedgerow import AsyncClient
 
 from hedgerow_bench import mlp
+from hedgerow_bench.contender import DTYPES
 from hedgerow_bench.process import running
 
+#: Of the perceptron's weights.
+MLP_SEED = 1
 #: Different rows that are sent in turn.
 _ROWS = 256
-#: What OIP's names for number types mean to NumPy.
-_DTYPES = {
-    "BOOL": "bool",
-    "FP16": "float16",
-    "FP32": "float32",
-    "FP64": "float64",
-    **{f"{sign}INT{bits}": f"{sign.lower()}int{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64)},
-}
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A server's gRPC address, one of its models, and a file of `Plan.inputs`."""
+    """A server's gRPC address, one of its models, and a file of `Plan.inputs`.
+
+    `metrics` (HOST:PORT) and `pid` are known of servers that were started here.
+    """
 
     target: str
     model: str
     inputs: Path
+    metrics: str = ""
+    pid: int = 0
 
 
 @asynccontextmanager
-async def own_server(directory: Path, *, transport: str, workers: int) -> AsyncIterator[Subject]:
-    """Starts `hedgerow-server` with the perceptron of `mlp` on free ports.
+async def own_server(
+    directory: Path,
+    *,
+    transport: str,
+    workers: int,
+    models: Mapping[str, Path] | None = None,
+    cores: Sequence[int] | None = None,
+    settings: Mapping[str, str] | None = None,
+) -> AsyncIterator[Subject]:
+    """Starts `hedgerow-server` on free ports, with its request log in a file.
 
     Args:
         directory: For the model, the inputs and the server's log.
         transport: The server's `--transport`.
         workers: The server's `--workers`.
+        models: What it serves, ONNX files by name, the first is the subject; None: the perceptron of `mlp`.
+        cores: Where it runs; None: anywhere.
+        settings: Environment variables, as `HEDGEROW_SECTION__KEY`.
     """
-    mlp.write(directory / "mlp.onnx", seed=1)
+    if models is None:
+        models = {"mlp": directory / "mlp.onnx"}
+        mlp.write(models["mlp"], seed=MLP_SEED)
     inputs = directory / "inputs.npz"
-    write_questions(inputs, {"1": 1})
+    write_questions(inputs, {"1": MLP_SEED})
     log = directory / "server.log"
+    requests = directory / "requests.log"
+    pids: list[int] = []
+
+    def ready() -> Subject | None:
+        for line in log.read_text(errors="replace").splitlines():
+            if line.startswith("hedgerow-server ready "):
+                at = dict(word.split("=", 1) for word in line.split() if "=" in word)
+                return Subject(at["grpc"], next(iter(models)), inputs, at["metrics"], pids[0])
+        return None
+
+    flags = ["--transport", transport, "--workers", str(workers)]
+    for port in ("--grpc-port", "--http-port", "--metrics-port"):
+        flags += [port, "0"]
+    for name, path in models.items():
+        flags += ["--model", f"{name}={path}"]
+    environment = {
+        "HEDGEROW_LOG__REQUESTS": str(requests),
+        "HEDGEROW_SERVER__STATE_DIR": str(directory / "server"),
+        "PYTHONUNBUFFERED": "1",
+        **(settings or {}),
+    }
+    command = (sys.executable, "-m", "hedgerow_server", *flags)
+    try:
+        async with running(
+            command,
+            log,
+            ready,
+            within=60 + 3 * len(models),
+            environment=environment,
+            cores=cores,
+            started=pids.append,
+        ) as subject:
+            yield subject
+    finally:
+        # Hundreds of megabytes after a benchmark.
+        requests.unlink(missing_ok=True)
+
+
+@asynccontextmanager
+async def handwritten(
+    directory: Path, model: Path, *, cores: Sequence[int] | None = None, message_bytes: int = 0
+) -> AsyncIterator[tuple[str, int]]:
+    """Starts the hand-written handler; yields its gRPC address and process id.
+
+    Args:
+        directory: For its log.
+        model: An ONNX file.
+        cores: Where it runs; None: anywhere.
+        message_bytes: The largest message that it takes; 0: grpcio's own limit, 4 MiB.
+    """
+    log = directory / "handwritten.log"
+    pids: list[int] = []
 
     def address() -> str | None:
         for line in log.read_text(errors="replace").splitlines():
-            if line.startswith("hedgerow-server ready "):
-                return dict(word.split("=", 1) for word in line.split() if "=" in word)["grpc"]
+            if line.startswith("handwritten ready "):
+                return line.rpartition("=")[2]
         return None
 
-    ports = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
-    flags = ("--transport", transport, "--workers", str(workers), "--model", f"mlp={directory}/mlp.onnx")
-    environment = {
-        "HEDGEROW_LOG__REQUESTS": str(directory / "requests.log"),
-        "HEDGEROW_SERVER__STATE_DIR": str(directory / "server"),
-        "PYTHONUNBUFFERED": "1",
-    }
-    command = (sys.executable, "-m", "hedgerow_server", *ports, *flags)
-    async with running(command, log, address, within=60, environment=environment) as target:
-        yield Subject(target, "mlp", inputs)
+    command = (sys.executable, "-m", "hedgerow_bench.handwritten", str(model), "0", str(message_bytes))
+    async with running(command, log, address, within=60, cores=cores, started=pids.append) as target:
+        yield target, pids[0]
 
 
 @asynccontextmanager
@@ -97,12 +155,12 @@ async def running_server(target: str, model: str, directory: Path) -> Subject:
     arrays: dict[str, Any] = {}
     async with AsyncClient(target) as client:
         for tensor in (await client.metadata(model)).inputs:
-            if tensor.datatype not in _DTYPES:
+            if tensor.datatype not in DTYPES:
                 raise ValueError(
                     f"{model}: input {tensor.name!r} is {tensor.datatype}; only numbers can be made up"
                 )
             shape = (_ROWS, *(max(size, 1) for size in tensor.shape[1:]))
-            arrays[tensor.name] = random.uniform(0, 1, shape).astype(_DTYPES[tensor.datatype])
+            arrays[tensor.name] = random.uniform(0, 1, shape).astype(DTYPES[tensor.datatype])
     _save(directory / "inputs.npz", arrays)
     return Subject(target, model, directory / "inputs.npz")
 

@@ -1,0 +1,52 @@
+"""Processes as the kernel sees them: who started whom, CPU time, resident memory."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+_PROC = Path("/proc")
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A line of /proc/PID/stat. Number and birth together are never used twice."""
+
+    pid: int
+    parent: int
+    #: Clock ticks after the machine's start.
+    birth: int
+    #: User and system, without that of children.
+    cpu_seconds: float
+    #: Pages that lie in memory, shared ones too.
+    resident_bytes: int
+
+
+def read(pid: int) -> Process | None:
+    """What /proc says about a process; None if there is none, or no /proc."""
+    try:
+        text = (_PROC / str(pid) / "stat").read_text()
+    except (OSError, UnicodeDecodeError):
+        return None
+    # The name may hold blanks and brackets; what follows the last bracket starts with field 3 of proc(5).
+    fields = text.rpartition(")")[2].split()
+    return Process(
+        pid=pid,
+        parent=int(fields[1]),
+        birth=int(fields[19]),
+        cpu_seconds=(int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"),
+        resident_bytes=int(fields[21]) * os.sysconf("SC_PAGE_SIZE"),
+    )
+
+
+def family(pid: int) -> list[Process]:
+    """A process and all that descend from it, those in other sessions too; empty if it is gone."""
+    everyone = [one for entry in _PROC.glob("[0-9]*") if (one := read(int(entry.name))) is not None]
+    children: dict[int, list[Process]] = {}
+    for process in everyone:
+        children.setdefault(process.parent, []).append(process)
+    found = [process for process in everyone if process.pid == pid]
+    for process in found:  # grows on the way
+        found += children.get(process.pid, [])
+    return found

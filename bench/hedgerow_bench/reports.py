@@ -1,0 +1,120 @@
+"""One measurement's report: run it, note where and when, print its table, write its JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from hedgerow import HedgerowError
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from hedgerow_bench import machine, tables
+from hedgerow_bench.contender import WrongAnswer
+from hedgerow_bench.load import LoadError
+from hedgerow_bench.process import NotReady
+
+Rows = list[dict[str, Any]]
+#: Of `hedgerow bench`: done; requests failed; nothing measured; Ctrl-C.
+DONE, FAILED, NOT_MEASURED, STOPPED = 0, 1, 2, 130
+
+console = Console(highlight=False)
+if not console.is_terminal:
+    console.width = max(console.width, 120)
+
+
+def tell(line: str) -> None:
+    """Shows progress."""
+    console.print(f"  {line}", style="dim", markup=False, soft_wrap=True)
+
+
+class Notes(list[str]):
+    """What a reader of the numbers must know; a measurement adds to it, nothing twice."""
+
+    def add(self, note: str) -> None:
+        """Adds a sentence, unless it is empty or known."""
+        if note and note not in self:
+            self.append(note)
+
+
+def run(
+    name: str,
+    measurement: Callable[[Notes], Awaitable[Rows]],
+    out: Path,
+    *,
+    command: str,
+    as_json: bool,
+    facts: Mapping[str, Any] | None = None,
+) -> int:
+    """Runs a measurement to its report OUT/NAME.json.
+
+    Args:
+        name: Of the measurement, as `tables` knows it.
+        measurement: Returns its rows.
+        out: For the report.
+        command: What repeats it.
+        as_json: The report goes to stdout, all else to stderr.
+        facts: Added to the report.
+
+    Returns:
+        The exit code.
+    """
+    console.stderr = as_json
+    console.print(f"[bold]{name}[/]")
+    out.mkdir(parents=True, exist_ok=True)
+    notes = Notes()
+    notes.add(machine.listen().note)
+    company = machine.Company()
+    date, began = datetime.now(UTC), time.monotonic()
+    try:
+        rows = asyncio.run(_until_told(measurement(notes)))
+    except (HedgerowError, LoadError, NotReady, WrongAnswer, ValueError, OSError) as error:
+        console.print(str(error), style="red", markup=False, soft_wrap=True)
+        return NOT_MEASURED
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        console.print(f"{name} was stopped; nothing of it is kept.", style="yellow")
+        return STOPPED
+    notes.add(company.note())
+    if any(row.get("generator_was_the_limit") for row in rows):
+        notes.add("In some rows the load generator used a whole core: there the client was the limit.")
+    report = {
+        "measurement": name,
+        "date": date.isoformat(timespec="seconds"),
+        "command": command,
+        "took_seconds": round(time.monotonic() - began, 1),
+        "machine": machine.describe(),
+        "noise": list(notes),
+        **(facts or {}),
+        "rows": rows,
+    }
+    (out / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
+    _show(report)
+    console.print(f"{out}/{name}.json", style="dim")
+    if as_json:
+        print(json.dumps(report))
+    return FAILED if any(row.get("failed") for row in rows) else DONE
+
+
+async def _until_told(measurement: Awaitable[Rows]) -> Rows:
+    """Ends the measurement, and with it all that it started, also on SIGTERM; asyncio sees to Ctrl-C."""
+    task = asyncio.ensure_future(measurement)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await task
+
+
+def _show(report: Mapping[str, Any]) -> None:
+    table = tables.table(report["measurement"], report["rows"])
+    shown = RichTable(box=None, padding=(0, 1), header_style="bold")
+    for heading in table.headings:
+        shown.add_column(heading, justify="right")
+    for row in table.rows:
+        shown.add_row(*row)
+    console.print(shown)
+    for note in report["noise"]:
+        console.print(note, style="yellow", soft_wrap=True, markup=False)

@@ -1,0 +1,118 @@
+"""Answers per second in a closed loop: so many requests under way, each followed by the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hedgerow_bench import counters, h2load
+from hedgerow_bench.contender import Contender
+from hedgerow_bench.cores import Cores
+from hedgerow_bench.spread import interleaved, ratios, spread
+
+Tell = Callable[[str], None]
+#: Above this part of a core the generator was the limit.
+BUSY = 0.9
+#: Connections that a closed loop opens, at most one for each request under way. See docs/performance.md.
+CONNECTIONS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """How a closed loop is run.
+
+    Attributes:
+        rounds: How often each server is asked.
+        seconds: Measured time of each.
+        warm_up: Seconds before it.
+        directory: For files.
+        cores: Of servers and load.
+    """
+
+    rounds: int
+    seconds: float
+    warm_up: float
+    directory: Path
+    cores: Cores
+
+
+def split(concurrency: int, connections: int = CONNECTIONS) -> tuple[int, int]:
+    """Connections, and streams on each, for so many requests under way.
+
+    As many connections as are wanted, or the next lower number that divides evenly.
+    """
+    used = min(connections, concurrency)
+    while concurrency % used:
+        used -= 1
+    return used, concurrency // used
+
+
+async def shoot(contender: Contender, loop: Loop, connections: int, streams: int) -> h2load.Shot:
+    """One run against one server, its answers verified."""
+    before = await counters.read(contender.metrics) if contender.metrics else None
+    shot = await h2load.closed_loop(
+        contender,
+        connections=connections,
+        streams=streams,
+        seconds=loop.seconds,
+        warm_up=loop.warm_up,
+        body=loop.directory / "request.bin",
+        cores=loop.cores.load,
+    )
+    if before is None:
+        return shot
+    after = await counters.read(contender.metrics)
+    failed = max(shot.failed, counters.unanswered(before, after, shot.requests))
+    return h2load.Shot(shot.requests, shot.per_second, failed, shot.cpu)
+
+
+async def measure(
+    contenders: Sequence[Contender], splits: Sequence[tuple[int, int]], loop: Loop, tell: Tell
+) -> list[dict[str, Any]]:
+    """Runs every server at every split, interleaved in rounds.
+
+    Args:
+        contenders: The servers; the first is held against each other.
+        splits: Connections, and streams on each.
+        loop: How.
+        tell: Hears the progress.
+
+    Returns:
+        A row for each split: `servers` by name with the spread of `per_second`, and
+        `ratios` of the first to each other.
+    """
+    shots: dict[tuple[int, int], dict[str, list[h2load.Shot]]] = {
+        each: {contender.name: [] for contender in contenders} for each in splits
+    }
+    for number in range(loop.rounds):
+        for connections, streams in splits:
+            told = []
+            for _, contender in interleaved(1, contenders[:: 1 if number % 2 == 0 else -1]):
+                shot = await shoot(contender, loop, connections, streams)
+                shots[connections, streams][contender.name].append(shot)
+                told.append(f"{contender.name} {shot.per_second:,.0f}/s")
+            tell(
+                f"round {number + 1}/{loop.rounds}, {connections * streams} under way: "
+                f"{', '.join(sorted(told, reverse=True))}"
+            )
+    return [_row(connections, streams, shots[connections, streams]) for connections, streams in splits]
+
+
+def _row(connections: int, streams: int, shots: dict[str, list[h2load.Shot]]) -> dict[str, Any]:
+    rates = {name: [shot.per_second for shot in each] for name, each in shots.items()}
+    first, *others = rates
+    everything = [shot for each in shots.values() for shot in each]
+    cpu = max(shot.cpu for shot in everything)
+    return {
+        "concurrency": connections * streams,
+        "connections": connections,
+        "streams": streams,
+        "servers": {name: {"per_second": spread(each)} for name, each in rates.items()},
+        "ratios": {other: ratios(rates[first], rates[other]) for other in others if min(rates[other]) > 0},
+        "requests": sum(shot.requests for shot in everything),
+        "failed": sum(shot.failed for shot in everything),
+        "generator_cpu": cpu,
+        "generator_was_the_limit": cpu > BUSY,
+    }
