@@ -6,7 +6,8 @@ from collections import Counter
 
 import hedgerow
 import pytest
-from hedgerow.connection import DatatypeCache, Lanes, Settings, Tls
+from hedgerow.connection import DatatypeCache, Settings, Tls
+from hedgerow.lanes import Lanes
 
 
 class Channel:
@@ -19,7 +20,7 @@ class Channel:
 
 
 def lanes(count: int) -> Lanes[Channel]:
-    return Lanes(Channel, count)
+    return Lanes(Channel, lambda channel: None, count)
 
 
 def test_calls_that_end_at_once_take_turns():

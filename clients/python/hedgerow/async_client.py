@@ -15,7 +15,7 @@ from hedgerow_protos import open_inference_pb2 as pb
 
 from hedgerow import infer_result
 from hedgerow.client import DEFAULT_TARGET, DEFAULT_TIMEOUT
-from hedgerow.connection import DatatypeCache, Lane, Lanes, Settings, Tls
+from hedgerow.connection import DatatypeCache, Settings, Tls
 from hedgerow.descriptions import IndexEntry, ModelMetadata, ServerMetadata, VersionStatistics
 from hedgerow.errors import (
     Cancelled,
@@ -29,8 +29,7 @@ from hedgerow.errors import (
 )
 from hedgerow.infer_request import Headers, InferRequest, Parameter, headers
 from hedgerow.infer_result import InferResult, read_stream
-
-Trailing = Mapping[str, str | bytes]
+from hedgerow.lanes import Lane, Lanes, Trailing
 
 
 class AsyncClient:
@@ -42,7 +41,8 @@ class AsyncClient:
     Args:
         target: `host:port`.
         timeout: Seconds for each call that does not say otherwise.
-        channels: Connections to hold; the server spreads connections, not calls, over its workers.
+        channels: Connections to begin with. A server with several workers spreads connections, not
+            calls, so the client opens more, up to 16, until it has one to each worker.
         max_message_bytes: Largest request and reply.
         keepalive: Seconds of silence after which a connection with calls on it is tested; 0: never.
         retries: Further attempts, within the timeout, when a server is unreachable or draining.
@@ -74,10 +74,12 @@ class AsyncClient:
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lanes: Lanes[grpc.aio.Channel] | None = None
+        #: Channels given up, while they close.
+        self._closing: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
-        lanes = self._lanes.all if self._lanes else ()
-        state = "closed" if self._closed else f"{sum(lane.outstanding for lane in lanes)} calls"
+        calls = self._lanes.outstanding if self._lanes else 0
+        state = "closed" if self._closed else f"{calls} calls"
         return f"<hedgerow.AsyncClient {self._settings.target} {state}>"
 
     async def __aenter__(self) -> Self:
@@ -91,8 +93,9 @@ class AsyncClient:
     async def close(self) -> None:
         """Ends the connections; calls under way end with `Cancelled`. Harmless a second time."""
         self._closed = True
-        for lane in self._lanes.all if self._lanes else ():
+        for lane in self._lanes.open if self._lanes else ():
             await lane.channel.close()
+        await asyncio.gather(*self._closing)
 
     async def infer(
         self,
@@ -284,7 +287,7 @@ class AsyncClient:
         loop = asyncio.get_running_loop()
         if self._lanes is None:
             self._loop = loop
-            self._lanes = Lanes(self._connect, self._settings.channels)
+            self._lanes = Lanes(self._connect, self._give_up, self._settings.channels)
         elif loop is not self._loop:
             raise FailedPrecondition(f"{self!r} belongs to another event loop: make one client for each loop")
         return self._lanes, self._lanes.acquire()
@@ -294,6 +297,11 @@ class AsyncClient:
         if self._credentials:
             return grpc.aio.secure_channel(target, self._credentials, chosen)
         return grpc.aio.insecure_channel(target, chosen)
+
+    def _give_up(self, channel: grpc.aio.Channel) -> None:
+        task = asyncio.ensure_future(channel.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
     def _raise_if_closed(self) -> None:
         # Closing a channel cancels its calls, which looks as if the awaiting task were cancelled.
@@ -305,6 +313,7 @@ class AsyncClient:
         self, method: str, request: object, seconds: float | None, sent: Headers | None = None
     ) -> tuple[Any, Trailing]:
         lanes, lane = self._acquire()
+        trailing: Trailing = {}
         try:
             call = getattr(lane.stub, method)(
                 request,
@@ -312,14 +321,14 @@ class AsyncClient:
                 metadata=self._settings.headers if sent is None else sent,
             )
             response = await call
-            trailing: Trailing = dict(await call.trailing_metadata() or ())
+            trailing = dict(await call.trailing_metadata() or ())
         except grpc.RpcError as error:
             raise from_rpc(error, self._settings.target) from error
         except asyncio.CancelledError:
             self._raise_if_closed()
             raise
         finally:
-            lanes.release(lane)
+            lanes.release(lane, trailing)
         return response, trailing
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from hedgerow_protos import open_inference_pb2 as pb
 
 from hedgerow import infer_result
-from hedgerow.connection import DatatypeCache, Lanes, Settings, Tls
+from hedgerow.connection import DatatypeCache, Settings, Tls
 from hedgerow.descriptions import IndexEntry, ModelMetadata, ServerMetadata, VersionStatistics
 from hedgerow.errors import (
     Cancelled,
@@ -26,6 +26,7 @@ from hedgerow.errors import (
 )
 from hedgerow.infer_request import Headers, InferRequest, Parameter, headers
 from hedgerow.infer_result import InferResult, read_stream
+from hedgerow.lanes import Lanes, Trailing
 
 DEFAULT_TARGET = "127.0.0.1:8001"
 DEFAULT_TIMEOUT = 10.0
@@ -37,7 +38,8 @@ class Client:
     Args:
         target: `host:port`.
         timeout: Seconds for each call that does not say otherwise.
-        channels: Connections to hold; the server spreads connections, not calls, over its workers.
+        channels: Connections to begin with. A server with several workers spreads connections, not
+            calls, so the client opens more, up to 16, until it has one to each worker.
         max_message_bytes: Largest request and reply.
         keepalive: Seconds of silence after which a connection with calls on it is tested; 0: never.
         retries: Further attempts, within the timeout, when a server is unreachable or draining.
@@ -74,11 +76,12 @@ class Client:
                 if credentials
                 else grpc.insecure_channel(target, chosen)
             ),
+            lambda channel: channel.close(),
             channels,
         )
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else f"{sum(lane.outstanding for lane in self._lanes.all)} calls"
+        state = "closed" if self._closed else f"{self._lanes.outstanding} calls"
         return f"<hedgerow.Client {self._settings.target} {state}>"
 
     def __enter__(self) -> Self:
@@ -92,7 +95,7 @@ class Client:
     def close(self) -> None:
         """Ends the connections; calls under way end with `Cancelled`. Harmless a second time."""
         self._closed = True
-        for lane in self._lanes.all:
+        for lane in self._lanes.open:
             lane.channel.close()
 
     def infer(
@@ -257,8 +260,7 @@ class Client:
         return datatypes
 
     def _infer(self, message: pb.ModelInferRequest, seconds: float, sent: Headers) -> InferResult:
-        response, call = self._call("ModelInfer", message, seconds, sent)
-        return infer_result.read(response, dict(call.trailing_metadata() or ()))
+        return infer_result.read(*self._call("ModelInfer", message, seconds, sent))
 
     def _yes(self, method: str, request: object, field: str, timeout: float | None) -> bool:
         try:
@@ -273,14 +275,16 @@ class Client:
 
     def _call(
         self, method: str, request: object, timeout: float | None, sent: Headers | None = None
-    ) -> tuple[Any, grpc.Call]:
+    ) -> tuple[Any, Trailing]:
         lane = self._acquire()
+        trailing: Trailing = {}
         try:
-            answer: tuple[Any, grpc.Call] = getattr(lane.stub, method).with_call(
+            response, call = getattr(lane.stub, method).with_call(
                 request,
                 timeout=self._settings.timeout if timeout is None else timeout,
                 metadata=self._settings.headers if sent is None else sent,
             )
+            trailing = dict(call.trailing_metadata() or ())
         except grpc.RpcError as error:
             raise from_rpc(error, self._settings.target) from error
         except ValueError as error:
@@ -288,5 +292,5 @@ class Client:
                 raise
             raise Cancelled(f"{self!r} while a call began") from error
         finally:
-            self._lanes.release(lane)
-        return answer
+            self._lanes.release(lane, trailing)
+        return response, trailing

@@ -1,22 +1,15 @@
-"""How a client reaches a server: channels, their options, and which one takes the next call."""
+"""How a client reaches a server: the channels' options, and what is remembered of the server."""
 
 from __future__ import annotations
 
-import itertools
 import json
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
 
 import grpc
-from hedgerow_protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 
 from hedgerow.errors import InvalidRequest
 from hedgerow.infer_request import Headers
-
-ChannelT = TypeVar("ChannelT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,49 +102,6 @@ def _retry_config(retries: int) -> str:
             "retryThrottling": {"maxTokens": 20, "tokenRatio": 0.5},
         }
     )
-
-
-class Lane(Generic[ChannelT]):
-    """One channel, its calls by method, and how many of them are under way."""
-
-    __slots__ = ("channel", "outstanding", "stub")
-
-    def __init__(self, channel: ChannelT) -> None:
-        self.channel = channel
-        # The generated stub is untyped, and serves sync and asyncio channels alike.
-        self.stub: Any = GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
-        self.outstanding = 0
-
-
-class Lanes(Generic[ChannelT]):
-    """Several channels to one server; holds how busy each is.
-
-    A call goes to the lane with the fewest calls under way, in turn among
-    equals, so a connection that hangs soon gets no more of them.
-    """
-
-    def __init__(self, connect: Callable[[], ChannelT], count: int) -> None:
-        self.all = tuple(Lane(connect()) for _ in range(count))
-        self._turn = itertools.count()
-        self._lock = threading.Lock()
-
-    def acquire(self) -> Lane[ChannelT]:
-        """The lane for the next call; give it back with `release`."""
-        first = next(self._turn)
-        count = len(self.all)
-        with self._lock:
-            lane = self.all[first % count]
-            for step in range(1, count):
-                other = self.all[(first + step) % count]
-                if other.outstanding < lane.outstanding:
-                    lane = other
-            lane.outstanding += 1
-        return lane
-
-    def release(self, lane: Lane[ChannelT]) -> None:
-        """The call is over."""
-        with self._lock:
-            lane.outstanding -= 1
 
 
 @dataclass(frozen=True, slots=True)
