@@ -23,7 +23,7 @@ $(READY): pyproject.toml requirements/dev.txt requirements/models.txt requiremen
 	@echo "Setting up $(VENV) (about a minute the first time) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
-	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync --quiet --require-hashes requirements/dev.txt
+	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync --quiet --compile-bytecode --require-hashes requirements/dev.txt
 	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --require-hashes -r requirements/models.txt
 	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $(READY)
@@ -35,10 +35,10 @@ up: setup ## MLflow, control plane and two regions on this machine, until Ctrl-C
 	@$(BIN)/hedgerow up
 
 test: setup ## Every test that this machine can run
-	@echo "What needs no machine to itself, two files at a time:"
-	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/conformance
-	@echo "Real processes that start, die and are measured, one after the other:"
-	@$(BIN)/python -m pytest tests/integration tests/e2e
+	@echo "Two files at a time, the slow ones first:"
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/integration tests/conformance tests/unit
+	@echo "The whole stack under load, one test after the other:"
+	@$(BIN)/python -m pytest tests/e2e
 
 lint: setup ## Style, types, import rules, protos
 	@$(BIN)/ruff check .

@@ -153,7 +153,7 @@ def test_a_call_without_a_deadline_gets_the_default(
     server: Serve, transport: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """And one that asks for more than the maximum gets the maximum."""
-    path = zoo.slow(tmp_path_factory.mktemp("model") / "slow.onnx", milliseconds=400)
+    path = zoo.slow(tmp_path_factory.mktemp("model") / "slow.onnx", milliseconds=150)
     strict = server(
         {"slow": path}, transport=transport, deadline__default_seconds=0.03, deadline__maximum_seconds=0.05
     )
