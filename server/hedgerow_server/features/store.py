@@ -1,0 +1,134 @@
+"""The feature store: PostgreSQL through asyncpg."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import asyncpg
+from hedgerow_protos import feature_schema
+
+from hedgerow_server.features.sources import Row, SourceError, ViewRefused
+from hedgerow_server.features.view import View
+
+log = logging.getLogger(__name__)
+
+
+class PostgresStore:
+    """Reads rows of views, many entities in one prepared query.
+
+    Holds: a pool of connections, made when they are needed and again when they broke; and which
+    views these connections were found to define as this server does.
+
+    A query that is cancelled takes its connection with it: what would still come on it belongs to
+    nobody. Connections are cheap against that, and only timeouts cancel.
+
+    Args:
+        dsn: As libpq and asyncpg read it.
+        connections: At most.
+        statement_timeout: Seconds after which PostgreSQL itself ends a query.
+    """
+
+    def __init__(self, dsn: str, *, connections: int, statement_timeout: float) -> None:
+        self._dsn = dsn
+        self._connections = connections
+        self._statement_timeout = statement_timeout
+        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        # By name and fingerprint. A new connection may lead to another database: then asked again.
+        self._trusted: set[tuple[str, int]] = set()
+        self._refused: set[str] = set()
+        self._migrated = False
+
+    def __repr__(self) -> str:
+        size = self._pool.get_size() if self._pool is not None else 0
+        return f"<PostgresStore {size} of {self._connections} connections>"
+
+    async def read(self, view: View, entities: Sequence[bytes]) -> Mapping[bytes, Row]:
+        """The rows of those entities that the store has; may be cancelled at any await.
+
+        Raises:
+            SourceError: It did not answer; `ViewRefused` if it does not know the view, or otherwise.
+        """
+        try:
+            pool = self._pool or await self._open()
+            connection: Any = await pool.acquire()
+            try:
+                if (view.ref, view.fingerprint) not in self._trusted:
+                    await self._check(connection, view)
+                records = await connection.fetch(
+                    feature_schema.READ_VALUES, view.spec.name, view.spec.version, entities
+                )
+            except (asyncpg.PostgresError, SourceError):
+                raise  # the connection is as good as before
+            except BaseException:
+                connection.terminate()
+                raise
+            finally:
+                await pool.release(connection)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            raise SourceError(f"{type(error).__name__}: {error}") from error
+        return {entity: Row(values, event_us) for entity, values, event_us in records}
+
+    async def close(self) -> None:
+        """Ends the connections, those in use too."""
+        if self._pool is not None:
+            self._pool.terminate()
+
+    async def _open(self) -> asyncpg.Pool[asyncpg.Record]:
+        self._pool = asyncpg.create_pool(
+            self._dsn,
+            min_size=0,
+            max_size=self._connections,
+            max_inactive_connection_lifetime=300.0,
+            init=self._greet,
+            # The default is a round trip (RESET ALL); these connections change nothing to be reset.
+            reset=_keep,
+            max_cached_statement_lifetime=0,
+            server_settings={
+                "application_name": "hedgerow-server",
+                "statement_timeout": str(round(self._statement_timeout * 1000)),
+            },
+        )
+        # Without connections to make at once this ends within one step of the loop.
+        await self._pool
+        return self._pool
+
+    async def _greet(self, connection: Any) -> None:
+        """Looks at what a new connection leads to."""
+        self._trusted.clear()
+        if self._migrated:
+            return
+        try:
+            if await feature_schema.migrate(connection):
+                log.info("made the feature store's tables")
+        except feature_schema.SchemaError as error:
+            # A newer release may have been here first, as in a rolling upgrade; rows that do not
+            # fit are told by each view's fingerprint.
+            log.warning("%s", error)
+        except asyncpg.InsufficientPrivilegeError as error:
+            log.warning("the feature store has no tables yet, and this role may not make them: %s", error)
+        self._migrated = True
+
+    async def _check(self, connection: Any, view: View) -> None:
+        """Compares the store's definition of a view with this server's."""
+        found = await connection.fetchval(feature_schema.READ_FINGERPRINT, view.spec.name, view.spec.version)
+        if found == view.fingerprint:
+            self._trusted.add((view.ref, view.fingerprint))
+            self._refused.discard(view.ref)
+            return
+        reason = (
+            f"the feature store does not have {view.ref}; run `hedgerow features apply`"
+            if found is None
+            else f"the feature store's {view.ref} has other keys or fields than the model was published "
+            "with; a changed view needs a new version"
+        )
+        if view.ref not in self._refused:
+            self._refused.add(view.ref)
+            log.warning("%s. Its models get defaults until then", reason)
+        raise ViewRefused(reason)
+
+
+async def _keep(connection: Any) -> None:
+    """Leaves a connection as it is."""
+    del connection

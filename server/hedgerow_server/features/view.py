@@ -1,0 +1,169 @@
+"""A feature view as the server uses it: its codecs, its bounds, and what was counted about it."""
+
+from __future__ import annotations
+
+import math
+import random
+from bisect import bisect_left
+
+from hedgerow_protos.feature_entity import EntityCodec
+from hedgerow_protos.feature_row import CacheCodec, RowLayout
+from hedgerow_protos.feature_view import fingerprint, view_ref
+from hedgerow_protos.hedgerow_control_pb2 import FeatureView
+
+from hedgerow_server.features.freshness import Bounds, Freshness, Known, since
+
+#: Upper bounds in seconds of hedgerow_feature_age_seconds.
+AGE_BOUNDS = (0.1, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 86_400.0)
+
+
+class ViewCounts:
+    """What was read of one view, and where it came from."""
+
+    __slots__ = (
+        "age_buckets",
+        "age_sum",
+        "cache_hits",
+        "cache_misses",
+        "corrupt",
+        "local",
+        "reads",
+        "stored",
+    )
+
+    def __init__(self) -> None:
+        #: Values given to requests, by `Freshness`.
+        self.reads = [0, 0, 0]
+        #: Ages of the values that were no defaults.
+        self.age_buckets = [0] * (len(AGE_BOUNDS) + 1)
+        self.age_sum = 0.0
+        #: Answered by what this process held.
+        self.local = 0
+        self.cache_hits = 0
+        self.cache_misses = 0
+        #: Cache values that were damaged, foreign, or dated too far into the future.
+        self.corrupt = 0
+        #: Answered by the store, absences included.
+        self.stored = 0
+
+    def gave(self, freshness: Freshness, age: float) -> None:
+        """A request got a value of this age."""
+        self.reads[freshness] += 1
+        if freshness is not Freshness.DEFAULT:
+            self.age_buckets[bisect_left(AGE_BOUNDS, age)] += 1
+            self.age_sum += age
+
+
+class View:
+    """One version of a feature view; shared by all models that bind it.
+
+    Args:
+        spec: A view that `check_view` accepts.
+        jitter: The store is asked again before a value's ttl is over, by up to this share of it,
+            so that values which were read together do not all grow old together.
+    """
+
+    __slots__ = (
+        "_jitter",
+        "bounds",
+        "cached",
+        "counts",
+        "entities",
+        "fingerprint",
+        "prefix",
+        "ref",
+        "rows",
+        "spec",
+    )
+
+    def __init__(self, spec: FeatureView, *, jitter: float = 0.1) -> None:
+        self.spec = spec
+        self.ref = view_ref(spec)
+        self.rows = RowLayout(spec)
+        self.entities = EntityCodec(spec)
+        self.cached = CacheCodec(spec)
+        self.fingerprint = fingerprint(spec)
+        #: Before an entity's id this makes the cache key, which names the value everywhere here.
+        self.prefix = self.cached.key(b"")
+        self.bounds = Bounds(spec.ttl, spec.stale_ttl, spec.max_age or math.inf)
+        self.counts = ViewCounts()
+        self._jitter = jitter
+
+    def __repr__(self) -> str:
+        return f"<View {self.ref}>"
+
+    def from_cache(self, value: bytes, wall: float, now: float) -> Known | None:
+        """Reads a cached value; None, and counted, if nobody should trust it.
+
+        Args:
+            value: As found in the cache.
+            wall: The wall clock now, in seconds.
+            now: The monotonic clock now.
+        """
+        cached = self.cached.unpack(value)
+        confirmed = None if cached is None else since(cached.confirmed_us * 1e-6, wall, now)
+        if cached is None or confirmed is None:
+            self.counts.corrupt += 1
+            return None
+        return self._known(cached.row, cached.event_time_us, confirmed, wall, now)
+
+    def from_store(self, row: bytes | None, event_us: int, asked: float, wall: float, now: float) -> Known:
+        """What the store answered for one entity.
+
+        Args:
+            row: None if it has none, or none that is a row of this view.
+            event_us: The row's event time, microseconds since 1970.
+            asked: When the question was sent, on the monotonic clock.
+            wall: As for `from_cache`.
+            now: As for `from_cache`.
+        """
+        return self._known(row, event_us, asked, wall, now)
+
+    def _known(self, row: bytes | None, event_us: int, confirmed: float, wall: float, now: float) -> Known:
+        # An event in the future is as new as can be.
+        event = now - max(wall - event_us * 1e-6, 0.0)
+        early = self.bounds.ttl * self._jitter * random.random()  # noqa: S311 - spreads load, guards nothing
+        return Known(row, confirmed, event, now, confirmed + self.bounds.ttl - early)
+
+    def to_cache(self, known: Known, wall: float, now: float) -> tuple[bytes, int]:
+        """A value as the cache holds it, and for how many milliseconds.
+
+        A row is kept as long as it may be served, an absence as long as it saves a question. The
+        cache forgets a little later than that, not all at once; the value's own age decides.
+        """
+        shift = wall - now
+        value = self.cached.pack(
+            round((known.confirmed + shift) * 1e6), round((known.event + shift) * 1e6), known.row
+        )
+        keep = self.bounds.ttl if known.row is None else self.bounds.stale_ttl
+        left = max(known.confirmed + keep - now, 0.001) * (1 + self._jitter * random.random())  # noqa: S311 - as above
+        return value, max(1, round(left * 1000))
+
+
+#: Views that are told apart in metrics; a server that has seen more has had a long life.
+MOST_COUNTED = 512
+
+
+class Views:
+    """The views that models are bound to, each once, however many models bind it.
+
+    Holds: views by their definition; only the event loop's thread asks for them.
+    """
+
+    def __init__(self) -> None:
+        self._views: dict[bytes, View] = {}
+        self._counts: dict[str, ViewCounts] = {}
+
+    def find(self, spec: FeatureView) -> View:
+        """The view of this definition; one name and version has one set of counts."""
+        key = spec.SerializeToString(deterministic=True)
+        view = self._views.get(key)
+        if view is None:
+            view = self._views[key] = View(spec)
+            label = view.ref if len(self._counts) < MOST_COUNTED or view.ref in self._counts else "others"
+            view.counts = self._counts.setdefault(label, view.counts)
+        return view
+
+    def counts(self) -> dict[str, ViewCounts]:
+        """What was counted, by `name@version`."""
+        return self._counts

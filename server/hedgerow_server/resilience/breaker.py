@@ -1,0 +1,248 @@
+"""A circuit breaker: a plain object, state in, decision out.
+
+                 too many calls fail, or are slow
+        CLOSED ───────────────────────────────────▶ OPEN ◀──┐
+           ▲                                          │      │ a probe fails,
+           │ `probes` in a row were good              │ after `open_for`     or is slow
+           └───────────────────────────── HALF-OPEN ◀─┘      │
+                                                └────────────┘
+
+Whoever wants to call the dependency acquires a token first and ends it in one
+of three ways, as in Netflix's concurrency-limits: `success`, `failure`, or
+`ignore` for a call that says nothing about the dependency (cancelled, or wrong
+in itself). No token means: do not call. Refusal is a value, not an exception,
+since an open breaker answers most calls.
+
+While half-open, one probe is under way at a time, so that a dependency that
+comes back is not greeted by everything that waited for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+
+#: Parts that the rolling window moves on by.
+_SLICES = 10
+
+
+class State(IntEnum):
+    """What a breaker lets through: everything, a trickle, nothing. The numbers are those of the metric."""
+
+    CLOSED = 0
+    HALF_OPEN = 1
+    OPEN = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """When a breaker opens and how it closes; times in seconds.
+
+    Attributes:
+        window: Calls count for so long.
+        minimum: A share of fewer calls than this says nothing.
+        failed: Opens when this share of the calls in the window failed.
+        slow_after: A call that takes longer is slow, also before it ends.
+        slow: Opens when this share of the calls in the window was slow.
+        open_for: How long nothing is let through.
+        probes: Good calls in a row that close it.
+    """
+
+    window: float = 5.0
+    minimum: int = 5
+    failed: float = 0.5
+    slow_after: float = math.inf
+    slow: float = 0.5
+    open_for: float = 1.0
+    probes: int = 3
+
+
+class Token:
+    """Leave to make one call; must be ended exactly once, later endings do nothing."""
+
+    __slots__ = ("_breaker", "_era", "ended", "overdue", "started")
+
+    def __init__(self, breaker: Breaker, era: int, started: float) -> None:
+        self._breaker = breaker
+        self._era = era
+        self.started = started
+        self.ended = False
+        #: Counted as slow already, while under way.
+        self.overdue = False
+
+    def success(self, duration: float | None = None) -> None:
+        """The dependency answered.
+
+        Args:
+            duration: Seconds that the call took, where that is not the time since the token was acquired.
+        """
+        self._breaker._end(self, self._era, failed=False, duration=duration, reason="")  # noqa: SLF001 - one object in two parts
+
+    def failure(self, reason: str = "") -> None:
+        """The dependency did not answer, not in time, or with an error of its own."""
+        self._breaker._end(self, self._era, failed=True, duration=None, reason=reason)  # noqa: SLF001 - as above
+
+    def ignore(self) -> None:
+        """The call says nothing about the dependency."""
+        if not self.ended:
+            self._breaker._drop(self)  # noqa: SLF001 - as above
+
+
+@dataclass(slots=True)
+class _Slice:
+    number: int = -1
+    calls: int = 0
+    failed: int = 0
+    slow: int = 0
+
+
+class Breaker:
+    """Holds: how the last calls to one dependency went, and what follows from it.
+
+    Args:
+        name: Of the dependency, for logs and metrics.
+        policy: When it opens and closes.
+        clock: Seconds, monotonic.
+        on_change: Told the breaker after each change of state.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        policy: Policy,
+        clock: Callable[[], float],
+        on_change: Callable[[Breaker], None] | None = None,
+    ) -> None:
+        self.name = name
+        self.policy = policy
+        self.state = State.CLOSED
+        #: Why the state is what it is.
+        self.reason = ""
+        #: Times that it opened.
+        self.trips = 0
+        #: Calls that it refused.
+        self.refused = 0
+        self._clock = clock
+        self._on_change = on_change
+        self._changed = clock()
+        # Tokens and counts of an earlier state say nothing about this one.
+        self._era = 0
+        self._slices = [_Slice() for _ in range(_SLICES)]
+        self._outstanding: deque[Token] = deque()
+        self._probe: Token | None = None
+        self._good_probes = 0
+
+    def __repr__(self) -> str:
+        return f"<Breaker {self.name} {self.state.name.lower()}{': ' + self.reason if self.reason else ''}>"
+
+    @property
+    def seconds_in_state(self) -> float:
+        """How long it has been in this state."""
+        return self._clock() - self._changed
+
+    def check(self) -> State:
+        """The state, after a look at the calls under way: one that hangs may just have become too slow."""
+        self._look_at_overdue(self._clock())
+        return self.state
+
+    def acquire(self) -> Token | None:
+        """Leave to call the dependency now, or None; whoever gets a token ends it."""
+        now = self._clock()
+        self._look_at_overdue(now)
+        if self.state is State.OPEN:
+            if now - self._changed < self.policy.open_for:
+                self.refused += 1
+                return None
+            self._change(State.HALF_OPEN, now, self.reason)
+        if self.state is State.HALF_OPEN:
+            if self._probe is not None:
+                self.refused += 1
+                return None
+            self._probe = Token(self, self._era, now)
+            return self._probe
+        token = Token(self, self._era, now)
+        if self.policy.slow_after < math.inf:
+            self._outstanding.append(token)
+        return token
+
+    def _end(self, token: Token, era: int, *, failed: bool, duration: float | None, reason: str) -> None:
+        if token.ended:
+            return
+        token.ended = True
+        if era != self._era:
+            return
+        now = self._clock()
+        took = now - token.started if duration is None else duration
+        slow = took > self.policy.slow_after
+        if token is self._probe:
+            self._probe = None
+            if failed or slow:
+                self._open(now, f"a probe {'failed: ' + reason if failed else f'took {took:.3f} s'}")
+                return
+            self._good_probes += 1
+            if self._good_probes >= self.policy.probes:
+                self._change(State.CLOSED, now, "")
+            return
+        self._record(now, calls=not token.overdue, failed=failed, slow=slow and not token.overdue, why=reason)
+        while self._outstanding and self._outstanding[0].ended:
+            self._outstanding.popleft()
+
+    def _drop(self, token: Token) -> None:
+        token.ended = True
+        if token is self._probe:
+            self._probe = None
+
+    def _look_at_overdue(self, now: float) -> None:
+        """Counts calls as slow while they are under way: a dependency that hangs ends none."""
+        limit = self.policy.slow_after
+        if self._probe is not None and now - self._probe.started > limit:
+            self._open(now, f"a probe was not answered within {limit:g} s")
+            return
+        outstanding = self._outstanding
+        while outstanding and (outstanding[0].ended or now - outstanding[0].started > limit):
+            token = outstanding.popleft()
+            if not token.ended:
+                token.overdue = True
+                self._record(now, calls=True, failed=False, slow=True, why="")
+                # If that opened the breaker, `outstanding` is empty now.
+
+    def _record(self, now: float, *, calls: bool, failed: bool, slow: bool, why: str) -> None:
+        policy = self.policy
+        number = int(now * _SLICES / policy.window)
+        current = self._slices[number % _SLICES]
+        if current.number != number:
+            current.number, current.calls, current.failed, current.slow = number, 0, 0, 0
+        current.calls += calls
+        current.failed += failed
+        current.slow += slow
+        if not (failed or slow):
+            return
+        recent = [part for part in self._slices if part.number > number - _SLICES]
+        total = sum(part.calls for part in recent)
+        if total < policy.minimum:
+            return
+        all_failed, all_slow = sum(part.failed for part in recent), sum(part.slow for part in recent)
+        last = f"; the last: {why}" if why else ""
+        if all_failed >= policy.failed * total:
+            self._open(now, f"{all_failed} of {total} calls failed{last}")
+        elif all_slow >= policy.slow * total:
+            self._open(now, f"{all_slow} of {total} calls took longer than {policy.slow_after:g} s{last}")
+
+    def _open(self, now: float, reason: str) -> None:
+        self.trips += 1
+        self._change(State.OPEN, now, reason)
+
+    def _change(self, state: State, now: float, reason: str) -> None:
+        self.state = state
+        self.reason = reason
+        self._changed = now
+        self._era += 1
+        self._good_probes = 0
+        self._probe = None
+        self._outstanding.clear()
+        self._slices = [_Slice() for _ in range(_SLICES)]
+        if self._on_change is not None:
+            self._on_change(self)
