@@ -41,6 +41,7 @@ SECTIONS: Mapping[str, str] = {
     "tls": "hedgerow-server",
     "engine": "hedgerow-server",
     "deadline": "hedgerow-server",
+    "features": "hedgerow-server",
     "log": "hedgerow-server",
     "models": "hedgerow-server",
     "control": "hedgerow-control",

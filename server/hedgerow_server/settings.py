@@ -13,7 +13,8 @@ from hedgerow_protos.config import ProcessSettings, Secret, Section
 from hedgerow_protos.names import model_name_problem
 from pydantic import AfterValidator, Field, FilePath, model_validator
 
-Port = Annotated[int, Field(ge=0, le=65535)]
+MAX_PORT = 65535
+Port = Annotated[int, Field(ge=0, le=MAX_PORT)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
 
@@ -54,6 +55,11 @@ class Server(Section):
     metrics_port: Port = 8002
     transport: Literal["auto", "native", "grpcio"] = "auto"
     workers: int = Field(default=1, ge=1, le=256)
+    #: Worker i also listens on this port + i, alone, so that a proxy can spread requests; 0: any free ones.
+    worker_ports: Port | None = None
+    #: Connections older than this, give or take a tenth, are asked to connect anew, so that they spread
+    #: over the workers again; 0: never. None: 300 on grpcio; the native transport cannot.
+    connection_age_seconds: float | None = Field(default=None, ge=0, le=86_400, allow_inf_nan=False)
     region: str = Field(default="local", min_length=1, max_length=63)
     #: Unique in the fleet.
     node: str = Field(default_factory=socket.gethostname, min_length=1, max_length=253)
@@ -95,6 +101,9 @@ class Engine(Section):
     max_batch_size: int = Field(default=128, ge=1, le=65_536)
     #: Models that run faster than this, in microseconds, run on the event loop; None: measured time decides.
     inline_below_us: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    #: auto: large external weights are served mapped at once and packed behind, for faster runs.
+    #: never: they stay mapped, in one copy for all workers.
+    prepack: Literal["auto", "never"] = "auto"
     #: A version that has not answered its warm-up sample by then is refused.
     warmup_timeout: Seconds = 30.0
     #: Limits of the child process that loads a candidate first.
@@ -118,6 +127,31 @@ class Deadline(Section):
         return self
 
 
+class Features(Section):
+    """[features]: where models' features come from, and how long anybody waits for them."""
+
+    #: PostgreSQL's DSN, such as postgresql://hedgerow@db/hedgerow; without one, the cache is all there is.
+    store: Secret = None
+    store_file: Path | None = None
+    #: Redis or Valkey: redis://host:6379/0, rediss:// with TLS, or unix:///path/to/socket.
+    cache: Secret = None
+    cache_file: Path | None = None
+    #: A request waits so long for its features at most, then it gets what is known.
+    budget_ms: float = Field(default=50.0, gt=0, le=60_000, allow_inf_nan=False)
+    #: A call to the cache, and a query of the store, are given up after so long.
+    cache_timeout_ms: float = Field(default=20.0, gt=0, le=60_000, allow_inf_nan=False)
+    store_timeout_ms: float = Field(default=1000.0, gt=0, le=600_000, allow_inf_nan=False)
+    #: Of each worker, at most; so many calls are under way at once.
+    cache_connections: int = Field(default=4, ge=2, le=256)
+    store_connections: int = Field(default=4, ge=1, le=256)
+    #: A value that the worker holds spares the cache a question for so long; 0: never.
+    local_ttl_ms: float = Field(default=250.0, ge=0, le=1000, allow_inf_nan=False)
+    #: What each worker holds, which it also serves while cache and store are down.
+    local_bytes: int = Field(default=64 * 1024**2, ge=0)
+    #: Rows of ids in one request.
+    max_entities: int = Field(default=1000, ge=1, le=100_000)
+
+
 class Log(Section):
     """[log]: one line for each request, and the process's own messages on stderr."""
 
@@ -133,6 +167,7 @@ class Settings(ProcessSettings):
     tls: Tls = Tls()
     engine: Engine = Engine()
     deadline: Deadline = Deadline()
+    features: Features = Features()
     log: Log = Log()
     #: Name to ONNX file, for a server without a control plane.
     models: dict[ModelName, ModelFile] = Field(default_factory=dict)
@@ -141,6 +176,13 @@ class Settings(ProcessSettings):
     def _fits_together(self) -> Self:
         if self.server.transport == "native" and self.tls.cert is not None:
             raise ValueError("the native transport has no TLS; use --transport grpcio or auto")
+        if self.transport == "native" and self.server.connection_age_seconds:
+            raise ValueError(
+                "the native transport cannot close a connection without failing its calls; "
+                "drop server.connection_age_seconds, or use --transport grpcio"
+            )
+        if (self.server.worker_ports or 0) + self.server.workers - 1 > MAX_PORT:
+            raise ValueError(f"worker_ports + workers goes beyond port {MAX_PORT}")
         if self.server.control and self.models:
             raise ValueError(
                 "--model and [models] are for a server without a control plane; drop them, or server.control"

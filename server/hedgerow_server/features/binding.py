@@ -269,5 +269,5 @@ def _values(part: Part) -> list[object]:
     return values
 
 
-def _raw(part: Part) -> bytes:
+def _raw(part: Part) -> bytes | memoryview:
     return part.tobytes() if isinstance(part, np.ndarray) else part

@@ -23,7 +23,7 @@ from typing import Any
 
 from hedgerow_server.features.clock import Clock
 from hedgerow_server.features.freshness import MAX_SKEW, Known, is_current, newer
-from hedgerow_server.features.lane import Lane
+from hedgerow_server.features.lane import Ask, Deliver, Lane
 from hedgerow_server.features.local import LocalValues
 from hedgerow_server.features.sources import Cache, Row, Store
 from hedgerow_server.features.view import View
@@ -88,9 +88,9 @@ class FeatureReader:
         local: LocalValues,
         local_ttl: float,
         store: Store | None,
-        store_lane: Callable[[Any, Any], Lane],
+        store_lane: Callable[[Ask, Deliver], Lane],
         cache: Cache | None,
-        cache_lane: Callable[[Any, Any], Lane],
+        cache_lane: Callable[[Ask, Deliver], Lane],
         writer: CacheWriter | None,
         ready: Callable[[Sequence[Wait]], None],
     ) -> None:
@@ -100,8 +100,8 @@ class FeatureReader:
         self._local_ttl = local_ttl if cache is not None else float("inf")
         self._store = store
         self._cache = cache
-        self._store_lane = store_lane(self._ask_store, self._from_store)
-        self._cache_lane = cache_lane(self._ask_cache, self._from_cache)
+        self.store_lane = store_lane(self._ask_store, self._from_store)
+        self.cache_lane = cache_lane(self._ask_cache, self._from_cache)
         self._writer = writer
         self._ready = ready
         self._flights: dict[bytes, Flight] = {}
@@ -138,7 +138,7 @@ class FeatureReader:
                 asked_cache = known is not None and now - known.read <= self._local_ttl
                 flight = self._flights[key] = Flight(key, entity)
                 flight.known = known
-                if self._cache is None or asked_cache or not self._cache_lane.add(view, flight):
+                if self._cache is None or asked_cache or not self.cache_lane.add(view, flight):
                     self._to_store(view, flight)
             if self._flights.get(key) is flight:
                 wait._missing.add(key)  # noqa: SLF001 - one object in two parts
@@ -148,8 +148,8 @@ class FeatureReader:
 
     def flush(self) -> None:
         """Begins to ask for what was wanted: one call for each view."""
-        self._cache_lane.flush()
-        self._store_lane.flush()
+        self.cache_lane.flush()
+        self.store_lane.flush()
         self._hand_over()
 
     def seal(self, wait: Wait) -> bool:
@@ -212,14 +212,14 @@ class FeatureReader:
                 self._to_store(view, flight)
         if repair and self._writer is not None:
             self._writer.write(view, repair)
-        self._store_lane.flush()
+        self.store_lane.flush()
         self._hand_over()
 
     # --------------------------------------------------------------- store
 
     def _to_store(self, view: View, flight: Flight) -> None:
         flight.at_store = True
-        if self._store is None or not self._store_lane.add(view, flight):
+        if self._store is None or not self.store_lane.add(view, flight):
             self._land(flight)
 
     async def _ask_store(self, view: View, flights: Sequence[Flight]) -> tuple[float, Mapping[bytes, Row]]:
@@ -275,8 +275,8 @@ class FeatureReader:
 
     async def close(self) -> None:
         """Ends what is under way, then the connections; who waits gets what is known."""
-        await self._cache_lane.close()
-        await self._store_lane.close()
+        await self.cache_lane.close()
+        await self.store_lane.close()
         if self._writer is not None:
             await self._writer.close()
         for source in (self._cache, self._store):
