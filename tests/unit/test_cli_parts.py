@@ -21,22 +21,30 @@ from hedgerow.descriptions import ModelMetadata, TensorMetadata
 from hedgerow.errors import HedgerowError, Unavailable
 from hedgerow_protos import hedgerow_control_pb2 as pb
 
-COMMANDS = ["up", "infer", "models", "status", "publish", "rollback", "bench"]
+COMMANDS = ["up", "infer", "models", "status", "publish", "rollback", "bench", "features"]
+VERBS = [*COMMANDS[:-1], "features apply", "features load", "features get"]
 
 
 @pytest.fixture(autouse=True)
 def _no_addresses_from_outside(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    for name in ("HEDGEROW_SERVER", "HEDGEROW_CONTROL", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+    for name in (
+        "HEDGEROW_SERVER",
+        "HEDGEROW_CONTROL",
+        "MLFLOW_TRACKING_URI",
+        "MLFLOW_REGISTRY_URI",
+        "HEDGEROW_FEATURES__STORE",
+        "HEDGEROW_FEATURES__CACHE",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.mark.parametrize("command", [None, *COMMANDS])
+@pytest.mark.parametrize("command", ["", "features", *VERBS])
 def test_help_begins_with_examples_of_that_command(command, capsys):
-    assert main([command, "--help"] if command else ["--help"]) == 0
+    assert main([*command.split(), "--help"]) == 0
     first, second, *rest = capsys.readouterr().out.splitlines()
     assert first == "Examples:"
-    assert second.startswith(f"  hedgerow {command or ''}")
+    assert second.startswith(f"  hedgerow {command}")
     assert any("Exit codes:" in line for line in rest)
 
 
@@ -44,9 +52,9 @@ def test_every_command_of_the_help_is_tested_here():
     assert sorted(name for name in build() if not name.startswith("-")) == sorted(COMMANDS)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", VERBS)
 def test_every_command_can_speak_json(command, capsys):
-    main([command, "--help"])
+    main([*command.split(), "--help"])
     assert "--json" in capsys.readouterr().out
 
 

@@ -2,7 +2,9 @@
 
 HedgerowError
 ├── InvalidRequest      INVALID_ARGUMENT, OUT_OF_RANGE
-│   └── ModelRefused    a model or its description that cannot be published
+│   ├── ModelRefused    a model or its description that cannot be published
+│   ├── ViewRefused     a feature view that breaks a rule, or differs under one version
+│   └── RowsRefused     a file of feature values that cannot be loaded
 ├── NotFound            NOT_FOUND
 ├── Unauthenticated     UNAUTHENTICATED
 ├── PermissionDenied    PERMISSION_DENIED
@@ -10,7 +12,8 @@ HedgerowError
 ├── Overloaded          RESOURCE_EXHAUSTED
 ├── DeadlineExceeded    DEADLINE_EXCEEDED
 ├── Unavailable         UNAVAILABLE
-│   └── RegistryError   the MLflow registry refused or cannot be reached
+│   ├── RegistryError   the MLflow registry refused or cannot be reached
+│   └── StoreError      the feature store or its cache refused or cannot be reached
 ├── Cancelled           CANCELLED by the server, or by closing the client
 ├── Unimplemented       UNIMPLEMENTED
 └── ServerFault         INTERNAL, UNKNOWN and every other status
@@ -21,7 +24,7 @@ No exception of the gRPC library leaves the client; it is the `__cause__`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import grpc
@@ -69,8 +72,26 @@ class ModelRefused(InvalidRequest):
     """A model, its name or its serving.yaml cannot be published; nothing was uploaded."""
 
 
+class ViewRefused(InvalidRequest):
+    """A feature view breaks a rule, or has another definition under the same version; nothing was applied."""
+
+
+class RowsRefused(InvalidRequest):
+    """A file of feature values cannot be loaded; nothing of it was.
+
+    Attributes:
+        bad: The first bad rows: line (CSV) or row (Parquet) in the file, from 1, and reason.
+        bad_count: How many bad rows there are.
+    """
+
+    def __init__(self, details: str, *, bad: Sequence[tuple[int, str]] = (), bad_count: int = 0) -> None:
+        super().__init__(details)
+        self.bad = tuple(bad)
+        self.bad_count = bad_count
+
+
 class NotFound(HedgerowError):
-    """No such model, version or output."""
+    """No such model, version, output or feature view."""
 
     default_code = grpc.StatusCode.NOT_FOUND
 
@@ -113,6 +134,10 @@ class Unavailable(HedgerowError):
 
 class RegistryError(Unavailable):
     """The MLflow registry cannot be reached or refused a call."""
+
+
+class StoreError(Unavailable):
+    """The feature store or its cache cannot be reached or refused a call."""
 
 
 class Cancelled(HedgerowError):

@@ -9,7 +9,7 @@ from importlib import metadata
 
 from cyclopts import App, CycloptsError
 
-from hedgerow.cli import bench, exits, infer, models, output, publish, rollback, status, up
+from hedgerow.cli import bench, exits, features, infer, models, output, publish, rollback, status, up
 from hedgerow.cli.unreachable import explained
 from hedgerow.errors import HedgerowError
 
@@ -20,6 +20,7 @@ Examples:
   hedgerow infer delay --zeros               ask it
   hedgerow models                            what is served
   hedgerow status --watch                    versions, routes, latencies, live
+  hedgerow features get planes@1 N14228      what is known of an entity
   hedgerow rollback delay                    back to the version before
   hedgerow bench                             measure this machine\
 """
@@ -49,6 +50,7 @@ def build() -> App:
     )
     for command, examples in commands:
         app.command(command, help_prologue=examples)
+    app.command(features.build())
     # It has commands of its own, and tells of them itself.
     app.command(App(name="bench", help=bench.bench.__doc__, help_flags=[], default_command=bench.bench))
     return app

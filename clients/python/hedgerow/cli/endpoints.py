@@ -1,4 +1,4 @@
-"""Where the server, the control plane and the registry are, when the command line does not say.
+"""Where the server, the control plane and the stores are, when the command line does not say.
 
 In this order: the flag, the environment, the local stack running in this
 directory, the default ports of this machine.
@@ -16,32 +16,42 @@ DEFAULTS = {
     "server": "127.0.0.1:8001",
     "control": "127.0.0.1:8101",
     "mlflow": "http://127.0.0.1:5000",
+    "store": "postgresql://127.0.0.1:5432/hedgerow",
 }
+#: Of these, gRPC addresses have a form of their own.
+_GRPC = ("server", "control")
 ENVIRONMENT = {
     "server": ("HEDGEROW_SERVER",),
     "control": ("HEDGEROW_CONTROL",),
     "mlflow": ("MLFLOW_REGISTRY_URI", "MLFLOW_TRACKING_URI"),
+    "store": ("HEDGEROW_FEATURES__STORE",),
+    "cache": ("HEDGEROW_FEATURES__CACHE",),
 }
 #: Written by `hedgerow up`, with the real ports and its process id.
 LOCAL_STACK = Path("var/local/endpoints.json")
 
 
 def resolve(which: str, given: str | None, *, local_stack: Path = LOCAL_STACK) -> str:
-    """The address of `server`, `control` or `mlflow`.
+    """The address of `server`, `control`, `mlflow` or `store`.
 
     Raises:
         InvalidRequest: gRPC could not make sense of it, and would say so in many words.
     """
+    return known(which, given, local_stack=local_stack) or DEFAULTS[which]
+
+
+def known(which: str, given: str | None, *, local_stack: Path = LOCAL_STACK) -> str | None:
+    """The same for what need not be there, such as the `cache`: None if nothing names it."""
     if given:
         return _checked(which, given, f"--{which}")
     for variable in ENVIRONMENT[which]:
         if value := os.environ.get(variable):
             return _checked(which, value, variable)
-    return _running(local_stack).get(which) or DEFAULTS[which]
+    return _running(local_stack).get(which)
 
 
 def _checked(which: str, address: str, where: str) -> str:
-    if which == "mlflow":
+    if which not in _GRPC:
         return address
     if address.startswith(("http://", "https://")):
         raise InvalidRequest(f"{where} {address}: write {address.partition('://')[2]}, without http://")

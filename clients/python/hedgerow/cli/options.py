@@ -24,4 +24,12 @@ Registry = Annotated[
     str | None,
     Parameter(name="--registry", help="MLflow's URI. [MLFLOW_TRACKING_URI; http://127.0.0.1:5000]"),
 ]
+Store = Annotated[
+    str | None,
+    Parameter(
+        name="--store",
+        help="DSN of the feature store."
+        " [HEDGEROW_FEATURES__STORE; the local stack; postgresql://127.0.0.1:5432/hedgerow]",
+    ),
+]
 Timeout = Annotated[float, Parameter(name="--timeout", help="Seconds to wait for an answer.")]

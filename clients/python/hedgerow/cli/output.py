@@ -12,7 +12,7 @@ import numpy as np
 from google.protobuf.message import Message
 from rich.console import Console
 
-from hedgerow.errors import HedgerowError
+from hedgerow.errors import HedgerowError, RowsRefused
 
 
 def console() -> Console:
@@ -55,9 +55,12 @@ def print_error(
     """One line on standard error."""
     line = " ".join(message.split())
     if as_json:
-        body = {"kind": kind, "message": line}
+        body: dict[str, Any] = {"kind": kind, "message": line}
         if error is not None:
             body |= {"code": error.code.name, "request_id": error.request_id}
+        if isinstance(error, RowsRefused):
+            bad = [{"place": place, "reason": reason} for place, reason in error.bad]
+            body |= {"bad_count": error.bad_count, "bad": bad}
         print(json.dumps({"error": body}, ensure_ascii=False), file=sys.stderr)
     else:
         print(f"hedgerow: {line}", file=sys.stderr)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from hedgerow.errors import HedgerowError, RegistryError, Unavailable
+from hedgerow.errors import HedgerowError, RegistryError, StoreError, Unavailable
 
 _CONNECT = re.compile(
     r"(?P<target>.+?): failed to connect to all addresses; last error: (?P<last>.*)", re.DOTALL
@@ -14,6 +14,8 @@ _RESOLVE = re.compile(r"(?P<target>.+?): errors resolving ", re.DOTALL)
 
 def explained(error: HedgerowError) -> str:
     """The error's text, with what to do where nobody answered."""
+    if isinstance(error, StoreError):
+        return f"{error.details} (--store names another; `hedgerow up` starts one)"
     if not isinstance(error, Unavailable) or isinstance(error, RegistryError):
         return error.details
     if unknown := _RESOLVE.match(error.details):
