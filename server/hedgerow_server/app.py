@@ -38,7 +38,7 @@ from hedgerow_server.rpc.http import health_app
 from hedgerow_server.rpc.http_server import HttpServer
 from hedgerow_server.rpc.infer import InferHandlers
 from hedgerow_server.rpc.operate import OperateHandlers
-from hedgerow_server.rpc.server import Handlers, RpcServer
+from hedgerow_server.rpc.server import WORKER, Handlers, RpcServer
 from hedgerow_server.settings import Settings
 from hedgerow_server.telemetry.gather import Gatherer
 from hedgerow_server.telemetry.request_log import open_log
@@ -113,8 +113,15 @@ async def serve(settings: Settings, worker: int, link: WorkerLink) -> None:
             source.repository, token.get_secret_value() if token else None, workers=server.workers
         )
         describe = DescribeHandlers(answerer, health, reports)
+        # So that a client learns whether its connections lead to every worker.
+        said = [(WORKER, f"{worker}/{server.workers}")] if server.workers > 1 else []
         rpc = RpcServer(
-            settings, answerer, Handlers(InferHandlers(answerer), describe, operate, health), link.directory
+            settings,
+            answerer,
+            Handlers(InferHandlers(answerer, said), describe, operate, health),
+            link.directory,
+            said=said,
+            own_port=link.own_port,
         )
 
         link.answer_metrics(gatherer.dump)

@@ -25,6 +25,8 @@ class Start(msgspec.Struct, frozen=True, tag="start"):
     settings: str
     #: The server's own directory, for sockets; the supervisor removes it at the end.
     directory: str
+    #: A gRPC port that only this worker listens on, besides the shared one.
+    own_port: int | None = None
 
 
 class Collect(msgspec.Struct, frozen=True, tag="collect"):

@@ -30,10 +30,14 @@ _PR_SET_PDEATHSIG = 1
 class WorkerLink:
     """A worker's side of its link: it says how it fares, and learns when to stop."""
 
-    def __init__(self, channel: Channel[FromSupervisor], directory: Path) -> None:
+    def __init__(
+        self, channel: Channel[FromSupervisor], directory: Path, own_port: int | None = None
+    ) -> None:
         self._channel = channel
         #: For sockets. Only this user can enter it; it goes with the server, however its workers end.
         self.directory = directory
+        #: A gRPC port that only this worker listens on, besides the shared one.
+        self.own_port = own_port
         self._dump: Callable[[], bytes] | None = None
         #: Set on SIGTERM, and when the supervisor is gone: drain, then return from `serve`.
         self.stop = asyncio.Event()
@@ -79,7 +83,7 @@ async def _run(end: socket.socket, entry: str) -> int:
     start = await channel.receive()
     if not isinstance(start, Start):
         return 1
-    link = WorkerLink(channel, Path(start.directory))
+    link = WorkerLink(channel, Path(start.directory), start.own_port)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, link.stop.set)
     listening = asyncio.create_task(link.listen(), name="supervisor link")
     try:

@@ -38,8 +38,10 @@ class WorkerProcess:
         self._collecting: asyncio.Future[None] | None = None
 
     @classmethod
-    async def start(cls, number: int, settings: str, entry: str, directory: str) -> WorkerProcess:
-        """Starts the process and hands it its settings and the server's directory; raises OSError."""
+    async def start(
+        cls, number: int, settings: str, entry: str, directory: str, own_port: int | None
+    ) -> WorkerProcess:
+        """Starts the process and hands it what `link.Start` holds; raises OSError."""
         ours, theirs = socket.socketpair()
         with theirs:
             try:
@@ -58,7 +60,7 @@ class WorkerProcess:
                 ours.close()
                 raise
         channel = await supervisor_end(ours)
-        channel.send(Start(worker=number, settings=settings, directory=directory))
+        channel.send(Start(worker=number, settings=settings, directory=directory, own_port=own_port))
         return cls(number, process, channel)
 
     async def run(self, on_ready: Callable[[], None], *, beat_seconds: float, hung_seconds: float) -> str:

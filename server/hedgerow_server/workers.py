@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 from hedgerow_protos.config import REVEAL
 
 from hedgerow_server.ports import PortError, Reservation, join, listen
@@ -77,6 +78,9 @@ class _Slot:
     was_ready: bool = False
     restarts: Restarts = field(default_factory=Restarts)
     restart_count: int = 0
+    #: Address that leads to this worker alone.
+    address: str | None = None
+    own_port: int | None = None
     #: Counted by the workers that ended here.
     ended: metrics.Dump = field(default_factory=metrics.Dump)
 
@@ -121,6 +125,10 @@ class Supervisor:
                     (server.metrics_port, "--metrics-port"),
                 )
             )
+            for slot in self._slots if server.worker_ports is not None else ():
+                port = server.worker_ports + slot.number if server.worker_ports else 0
+                own = held.enter_context(Reservation(server.host, port, flag="server.worker_ports"))
+                slot.own_port, slot.address = own.port, join(server.host, own.port)
             ports = {"grpc_port": grpc.port, "http_port": http.port, "metrics_port": scrape.port}
             self._settings = self._settings.model_copy(update={"server": server.model_copy(update=ports)})
             self._directory = held.enter_context(runtime_directory())
@@ -194,7 +202,7 @@ class Supervisor:
         """One life of the slot's worker; tells how it ended."""
         try:
             worker = slot.worker = await WorkerProcess.start(
-                slot.number, settings, self._entry, self._directory
+                slot.number, settings, self._entry, self._directory, slot.own_port
             )
         except OSError as error:
             return f"could not be started: {error.strerror}"
@@ -213,9 +221,11 @@ class Supervisor:
         grpc, http, scrape = (
             join(server.host, port) for port in (server.grpc_port, server.http_port, server.metrics_port)
         )
+        own = ",".join(slot.address for slot in self._slots if slot.address)
+        workers = f"workers={server.workers}" + (f" worker_grpc={own}" if own else "")
         print(
             f"hedgerow-server ready grpc={grpc} http={http} metrics={scrape} "
-            f"transport={self._settings.transport} workers={server.workers} region={server.region} "
+            f"transport={self._settings.transport} {workers} region={server.region} "
             f"pid={os.getpid()} (Ctrl-C to stop)",
             flush=True,
         )
@@ -238,15 +248,33 @@ class Supervisor:
         receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
         send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
     ) -> None:
-        """The one page of the metrics port, as an ASGI application."""
+        """The pages of the metrics port, as an ASGI application."""
         del receive
-        if scope["path"] == "/metrics":
-            status, kind, body = 200, page.CONTENT_TYPE, await self._metrics()
-        else:
-            status, kind, body = 404, "text/plain", b"metrics are at /metrics\n"
+        match scope["path"]:
+            case "/metrics":
+                status, kind, body = 200, page.CONTENT_TYPE, await self._metrics()
+            case "/workers":
+                status, kind, body = 200, "application/json", self._describe()
+            case _:
+                status, kind, body = 404, "text/plain", b"metrics are at /metrics, workers at /workers\n"
         headers = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body if scope["method"] != "HEAD" else b""})
+
+    def _describe(self) -> bytes:
+        """Each worker: where it alone answers, and how it fares."""
+        return msgspec.json.encode(
+            [
+                {
+                    "worker": slot.number,
+                    "grpc": slot.address,
+                    "ready": slot.worker is not None and slot.worker.ready_at is not None,
+                    "pid": slot.worker.process.pid if slot.worker is not None else None,
+                    "restarts": slot.restart_count,
+                }
+                for slot in self._slots
+            ]
+        )
 
     async def _metrics(self) -> bytes:
         asked = [asyncio.create_task(worker.collect()) for worker in self._workers()]

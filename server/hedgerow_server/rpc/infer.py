@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
@@ -54,10 +54,16 @@ class _Waiter:
 
 
 class InferHandlers:
-    """The two inference methods; messages pass as bytes, the request path parses them."""
+    """The two inference methods; messages pass as bytes, the request path parses them.
 
-    def __init__(self, answerer: Answerer) -> None:
+    Args:
+        answerer: the request path.
+        said: trailing metadata of every reply to ModelInfer.
+    """
+
+    def __init__(self, answerer: Answerer, said: Sequence[tuple[str, str]] = ()) -> None:
         self._answerer = answerer
+        self._said = said
         self._arrived: list[Call] = []
 
     def _arrive(self, call: Call) -> None:
@@ -80,9 +86,9 @@ class InferHandlers:
             self._give_up(call)
             raise
         if isinstance(result, Failure):
-            await context.abort(result.code, result.message, tuple(result.trailing))
+            await context.abort(result.code, result.message, (*result.trailing, *self._said))
         reply, trailing = result
-        context.set_trailing_metadata(tuple(trailing))
+        context.set_trailing_metadata((*trailing, *self._said))
         return bytes(reply)
 
     async def stream(

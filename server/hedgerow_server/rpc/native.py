@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import grpc
@@ -42,15 +43,23 @@ class NativeTransport:
         address: host and port to listen on; port 0 for a free one.
         fallback: path of the Unix socket of the grpcio server for other methods.
         max_metadata_bytes: calls with more metadata are refused.
+        said: trailing metadata of every reply.
 
     Raises:
         OSError: the address cannot be bound.
     """
 
     def __init__(
-        self, answerer: Answerer, address: str, fallback: str, *, max_metadata_bytes: int = 16384
+        self,
+        answerer: Answerer,
+        address: str,
+        fallback: str,
+        *,
+        max_metadata_bytes: int = 16384,
+        said: Sequence[tuple[str, str]] = (),
     ) -> None:
         self._answerer = answerer
+        self._said = said
         self._front = NativeGrpcFront(
             address,
             [(INFER, False)],
@@ -130,6 +139,8 @@ class NativeTransport:
     def respond(self, call: Call, payload: bytes, trailing: list[tuple[str, str | bytes]]) -> None:
         """Gives the caller an encoded ModelInferResponse."""
         self._calls.pop(call.token, None)
+        if self._said:
+            trailing = [*trailing, *self._said]
         self._front.respond(call.token, payload, None, trailing)
 
     def fail(
@@ -137,7 +148,7 @@ class NativeTransport:
     ) -> None:
         """Ends the call with a status."""
         self._calls.pop(call.token, None)
-        self._front.fail(call.token, code.value[0], message, trailing)
+        self._front.fail(call.token, code.value[0], message, [*trailing, *self._said])
 
     async def close(self) -> None:
         """Closes every connection."""

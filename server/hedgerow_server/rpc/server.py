@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,10 @@ _KEEPALIVE = (
     ("grpc.server_handshake_timeout_ms", 20_000),
 )
 
-
+#: In a reply's trailing metadata, where there are several: which worker answered, of how many (`1/4`).
+WORKER = "hedgerow-worker"
+#: A worker that was started again has its share of the connections after so long.
+CONNECTION_AGE_SECONDS = 300.0
 #: What replies under way and calls without requests (health watches, idle
 #: streams) get after the last answer of a drain.
 LINGER_SECONDS = 1.0
@@ -68,18 +71,32 @@ class RpcServer:
         handlers: the methods.
         directory: for the socket behind the native front. Only this user may enter it: the
             socket asks nobody who they are.
+        said: trailing metadata of every reply to ModelInfer.
+        own_port: another port to listen on, which no other worker has.
     """
 
-    def __init__(self, settings: Settings, answerer: Answerer, handlers: Handlers, directory: Path) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        answerer: Answerer,
+        handlers: Handlers,
+        directory: Path,
+        *,
+        said: Sequence[tuple[str, str]] = (),
+        own_port: int | None = None,
+    ) -> None:
         self._settings = settings
         self._answerer = answerer
         self._handlers = handlers
         self._grpcio: grpc.aio.Server | None = None
-        self._native: NativeTransport | None = None
+        self._native: list[NativeTransport] = []
         self._directory = directory
+        self._said = said
+        ports_here = [settings.server.grpc_port, *([] if own_port is None else [own_port])]
+        self._addresses = [ports.join(settings.server.host, port) for port in ports_here]
 
     async def start(self) -> int:
-        """Listens; returns the port.
+        """Listens; returns the port that all workers share.
 
         Raises:
             RuntimeError, OSError: the port cannot be bound.
@@ -91,31 +108,36 @@ class RpcServer:
             ("grpc.so_reuseport", 1),
             ("grpc.max_concurrent_streams", 1024),
             *_KEEPALIVE,
+            *_ageing(server.connection_age_seconds, self._settings.transport),
         )
         self._grpcio = grpc.aio.server(options=options)
         self._add_services(self._grpcio)
-        address = ports.join(server.host, server.grpc_port)
         if self._settings.transport == "grpcio":
-            tls, credentials = self._settings.tls, self._credentials()
-            if credentials is None:
-                port = self._grpcio.add_insecure_port(address)
-            else:
-                try:
-                    port = self._grpcio.add_secure_port(address, credentials)
-                except RuntimeError:
-                    # The port is reserved, so it is the files; grpcio does not say which.
-                    raise FailedPrecondition(
-                        f"TLS cannot be set up: tls.cert {tls.cert} and tls.key {tls.key} must be PEM "
-                        "and belong together"
-                    ) from None
+            listening = [self._add_port(self._grpcio, address) for address in self._addresses]
             await self._grpcio.start()
-            return port
+            return listening[0]
         path = str(self._directory / f"{os.getpid()}.sock")
         self._grpcio.add_insecure_port(f"unix:{path}")
         await self._grpcio.start()
-        self._native = NativeTransport(self._answerer, address, path)
-        self._native.start()
-        return self._native.port
+        self._native = [
+            NativeTransport(self._answerer, address, path, said=self._said) for address in self._addresses
+        ]
+        for native in self._native:
+            native.start()
+        return self._native[0].port
+
+    def _add_port(self, server: grpc.aio.Server, address: str) -> int:
+        tls, credentials = self._settings.tls, self._credentials()
+        if credentials is None:
+            return server.add_insecure_port(address)
+        try:
+            return server.add_secure_port(address, credentials)
+        except RuntimeError:
+            # The port is reserved, so it is the files; grpcio does not say which.
+            raise FailedPrecondition(
+                f"TLS cannot be set up: tls.cert {tls.cert} and tls.key {tls.key} must be PEM "
+                "and belong together"
+            ) from None
 
     def _credentials(self) -> grpc.ServerCredentials | None:
         tls = self._settings.tls
@@ -164,9 +186,20 @@ class RpcServer:
             self._answerer.abandon()
         # Every request has its answer; who only watches or keeps a stream open gets no more time.
         await self._grpcio.stop(min(grace, LINGER_SECONDS))
-        if self._native is not None:
-            await self._native.close()
+        for native in self._native:
+            await native.close()
         await self._grpcio.stop(0)
+
+
+def _ageing(seconds: float | None, transport: str) -> tuple[tuple[str, int], ...]:
+    """Ageing as gRPC has it (gRFC A9): after so long, give or take a tenth, clients are told to dial anew.
+
+    Without `grpc.max_connection_age_grace_ms` calls and streams under way end in their own time.
+    """
+    if transport != "grpcio":
+        return ()  # The socket behind the native front is not to age.
+    seconds = CONNECTION_AGE_SECONDS if seconds is None else seconds
+    return (("grpc.max_connection_age_ms", round(seconds * 1000)),) if seconds else ()
 
 
 def _unary(behavior: Callable[[Any, Any], Awaitable[Any]], request: Any) -> grpc.RpcMethodHandler[Any, Any]:
