@@ -56,6 +56,11 @@ class Clock(asyncio.SelectorEventLoop):
         self.settle()
 
 
+async def at_once(work: Callable[[], object]) -> None:
+    """Is the catalog's `aside`, without a thread: what is dropped is gone when the loop has settled."""
+    work()
+
+
 class Session:
     """Stands where an ONNX Runtime session would; lives as long as somebody holds it."""
 

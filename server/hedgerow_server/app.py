@@ -7,7 +7,6 @@ import contextlib
 import gc
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version as release
@@ -17,10 +16,11 @@ from hedgerow_protos.hedgerow_control_pb2 import Hello, ModelVersion, ServingSpe
 
 from hedgerow_server import ports
 from hedgerow_server.answer import Answerer
-from hedgerow_server.engine import loading
+from hedgerow_server.engine import loading, packing
 from hedgerow_server.engine.catalog import Catalog
 from hedgerow_server.engine.files import ArtifactStore
 from hedgerow_server.engine.loader import Loader, Resolve
+from hedgerow_server.engine.loader_threads import LoaderThreads
 from hedgerow_server.engine.probe import ProbeLimits, probe
 from hedgerow_server.engine.runners import Engine
 from hedgerow_server.errors import ServingError
@@ -38,7 +38,7 @@ from hedgerow_server.rpc.http import health_app
 from hedgerow_server.rpc.http_server import HttpServer
 from hedgerow_server.rpc.infer import InferHandlers
 from hedgerow_server.rpc.operate import OperateHandlers
-from hedgerow_server.rpc.server import WORKER, Handlers, RpcServer
+from hedgerow_server.rpc.server import Handlers, RpcServer
 from hedgerow_server.settings import Settings
 from hedgerow_server.telemetry.gather import Gatherer
 from hedgerow_server.telemetry.request_log import open_log
@@ -103,7 +103,7 @@ async def serve(settings: Settings, worker: int, link: WorkerLink) -> None:
         source = (
             await _from_control(settings, worker, publish, reports, stack)
             if server.control
-            else _from_command_line(settings, publish, reports, stack)
+            else _from_command_line(settings, publish, reports)
         )
         stack.push_async_callback(source.catalog.close)
         gatherer = Gatherer(answerer, source.catalog, requests)
@@ -113,15 +113,8 @@ async def serve(settings: Settings, worker: int, link: WorkerLink) -> None:
             source.repository, token.get_secret_value() if token else None, workers=server.workers
         )
         describe = DescribeHandlers(answerer, health, reports)
-        # So that a client learns whether its connections lead to every worker.
-        said = [(WORKER, f"{worker}/{server.workers}")] if server.workers > 1 else []
         rpc = RpcServer(
-            settings,
-            answerer,
-            Handlers(InferHandlers(answerer, said), describe, operate, health),
-            link.directory,
-            said=said,
-            own_port=link.own_port,
+            settings, answerer, Handlers(InferHandlers(answerer), describe, operate, health), link.directory
         )
 
         link.answer_metrics(gatherer.dump)
@@ -169,12 +162,10 @@ async def _drain(settings: Settings, answerer: Answerer, health: Health, rpc: Rp
     await rpc.stop(settings.server.drain_seconds)
 
 
-def _from_command_line(
-    settings: Settings, publish: Publish, reports: Reports, stack: contextlib.AsyncExitStack
-) -> Source:
+def _from_command_line(settings: Settings, publish: Publish, reports: Reports) -> Source:
     """The models that `--model` names."""
     local = LocalModels(settings.models, partial(_trial, settings))
-    catalog = _catalog(settings, local.resolve, publish, reports, stack)
+    catalog = _catalog(settings, local.resolve, publish, reports)
 
     async def start(begin: Begin) -> None:
         del begin
@@ -213,7 +204,7 @@ async def _from_control(
         publish(table)
         in_force.set()
 
-    catalog = _catalog(settings, resolve, publish_and_tell, reports, stack)
+    catalog = _catalog(settings, resolve, publish_and_tell, reports)
     subscription = Subscription(
         channel=channel,
         hello=Hello(node=f"{server.node}/{worker}", region=server.region, release=release("hedgerow")),
@@ -240,21 +231,20 @@ async def _from_control(
     )
 
 
-def _catalog(
-    settings: Settings,
-    resolve: Resolve,
-    publish: Publish,
-    reports: Reports,
-    stack: contextlib.AsyncExitStack,
-) -> Catalog:
-    threads = ThreadPoolExecutor(4, thread_name_prefix="loader")
-    stack.callback(threads.shutdown, wait=False, cancel_futures=True)
+def _catalog(settings: Settings, resolve: Resolve, publish: Publish, reports: Reports) -> Catalog:
     load = partial(
         loading.load,
+        mapped=True,
         default_max_batch_size=settings.engine.max_batch_size,
         warmup_timeout=settings.engine.warmup_timeout,
     )
-    loader = Loader(resolve=resolve, executor=threads, load=load)
+    pack = partial(packing.pack, warmup_timeout=settings.engine.warmup_timeout)
+    loader = Loader(
+        resolve=resolve,
+        executor=LoaderThreads(),
+        load=load,
+        pack=pack if settings.engine.prepack == "auto" else None,
+    )
     return Catalog(loader=loader, publish=publish, report=reports.record)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 
-from fleet import InstantLoads, snapshot
+from fleet import InstantLoads, at_once, snapshot
 from hedgerow_protos.hedgerow_control_pb2 import Snapshot, SubscribeRequest
 from hedgerow_server.engine.catalog import Catalog
 from hedgerow_server.engine.files import ArtifactStore
@@ -42,7 +42,7 @@ async def test_falling_back_never_takes_over_from_a_newer_snapshot(tmp_path) -> 
         loader=Loader(resolve=resolve, load=loads.load, executor=loads),
         publish=lambda table: None,
         report=lambda *report: None,
-        trim=lambda: None,
+        aside=at_once,
     )
     applier = Applier(catalog=catalog, last_good=kept, artifacts=ArtifactStore(tmp_path / "artifacts"))
     said: list[SubscribeRequest] = []

@@ -6,7 +6,7 @@ import asyncio
 import gc
 
 import pytest
-from fleet import CancelledAt, Clock, InstantLoads, Loads, snapshot
+from fleet import CancelledAt, Clock, InstantLoads, Loads, at_once, snapshot
 from hedgerow_protos.hedgerow_control_pb2 import Route, VersionState
 from hedgerow_server.engine.catalog import Catalog, Superseded
 from hedgerow_server.engine.desired import SnapshotRefused
@@ -29,10 +29,10 @@ class Server:
             publish=self.tables.append,
             report=self.report,
             drain_seconds=75.0,
-            trim=lambda: None,
+            aside=at_once,
         )
 
-    def report(self, model, version, state, reason) -> None:
+    def report(self, model, version, state, reason, gear) -> None:
         name = VersionState.Name(state).removeprefix("VERSION_STATE_")
         self.reports.append(f"{model}@{version} {name}" + (f": {reason}" if reason else ""))
 

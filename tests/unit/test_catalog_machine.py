@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 from collections import Counter
 
-from fleet import Clock, Loads, snapshot
+from fleet import Clock, Loads, at_once, snapshot
 from hedgerow_protos.hedgerow_control_pb2 import (
     VERSION_STATE_DRAINING as DRAINING,
 )
@@ -82,7 +82,7 @@ class CatalogMachine(RuleBasedStateMachine):
             publish=self.publish,
             report=self.report,
             drain_seconds=10,
-            trim=lambda: None,
+            aside=at_once,
         )
 
     # ------------------------------------------------------ what the catalog tells
@@ -91,7 +91,7 @@ class CatalogMachine(RuleBasedStateMachine):
         wanted = next(snap for snap, _ in self.applying if snap.version == table.version)
         self.in_force = wanted
 
-    def report(self, model, version, state, reason) -> None:
+    def report(self, model, version, state, reason, gear) -> None:
         before = self.states.get((model, version))
         self.states[model, version] = state
         if model == "a":

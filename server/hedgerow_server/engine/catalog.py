@@ -12,13 +12,21 @@ reach 0. Therefore a version that loses its routes gets a new handle (a new
 `Model` on the same session and statistics) for the new table: requests that
 chose before the swap hold the old handle, later ones the new, and the old
 handle's count falls to 0 exactly when the last old request is answered.
+
+In which gear is a version? One that takes traffic is packed as soon as that can
+be had; one that is only kept is mapped. So it gives its packed weights back
+when its last request by route is answered, and takes traffic at once, from the
+mapped session, when it gets routes again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 from hedgerow_protos.hedgerow_control_pb2 import (
     VERSION_STATE_DRAINING,
@@ -26,6 +34,7 @@ from hedgerow_protos.hedgerow_control_pb2 import (
     VERSION_STATE_FAILED,
     VERSION_STATE_LOADING,
     VERSION_STATE_READY,
+    VERSION_STATE_SERVING,
     ModelVersion,
     Snapshot,
     VersionState,
@@ -33,18 +42,23 @@ from hedgerow_protos.hedgerow_control_pb2 import (
 
 from hedgerow_server.engine import desired as desires
 from hedgerow_server.engine.desired import Desired, Key, SnapshotRefused
+from hedgerow_server.engine.gears import Gear
 from hedgerow_server.engine.holding import Holding
 from hedgerow_server.engine.incoming import in_thread
 from hedgerow_server.engine.lifecycle import Place
 from hedgerow_server.engine.loader import Loader
-from hedgerow_server.engine.memory import give_back
+from hedgerow_server.engine.loading import LoadedModel
+from hedgerow_server.engine.memory import let_go
 from hedgerow_server.engine.model import Model
+from hedgerow_server.engine.refusal import LoadRefused
 from hedgerow_server.routing.table import RouteTable
 
 log = logging.getLogger(__name__)
 
-#: (model, version, state, reason)
-Report = Callable[[str, str, VersionState, str], None]
+#: (model, version, state, reason, gear; None if it is not in memory)
+Report = Callable[[str, str, VersionState, str, Gear | None], None]
+#: Runs blocking work beside the loop.
+Aside = Callable[[Callable[[], None]], Awaitable[Any]]
 
 
 class Superseded(Exception):
@@ -63,7 +77,7 @@ class Catalog:
         report: is told each change of a version's state.
         drain_seconds: after so long a drain that is not over is told in the log
             and in the report. It goes on: what a request holds is never dropped.
-        trim: returns freed memory to the system; called in a thread after a drop.
+        aside: where sessions are dropped, which blocks.
     """
 
     def __init__(
@@ -73,13 +87,15 @@ class Catalog:
         publish: Callable[[RouteTable], None],
         report: Report,
         drain_seconds: float = 75.0,
-        trim: Callable[[], None] = give_back,
+        aside: Aside = in_thread,
     ) -> None:
         self._loader = loader
         self._publish = publish
         self._report = report
         self._drain_seconds = drain_seconds
-        self._trim = trim
+        self._aside = aside
+        #: How often a version's weights could not be packed.
+        self.packing_failures = 0
         self._table = RouteTable.build(0, {}, {})
         # A holding is in exactly one of these three.
         self._live: dict[Key, Holding] = {}
@@ -113,6 +129,14 @@ class Catalog:
         """Every version in memory that may have answered something; a version's latest handle."""
         return [
             holding.model for holding in self._holdings() if holding.model is not None and holding.published
+        ]
+
+    def gears(self) -> list[tuple[Model, Gear]]:
+        """Every version in memory, with the gear it is in."""
+        return [
+            (holding.model, holding.gear)
+            for holding in self._holdings()
+            if holding.model is not None and holding.gear is not None
         ]
 
     async def apply(self, snapshot: Snapshot) -> None:
@@ -215,6 +239,7 @@ class Catalog:
         life = holding.life
         before = life.state
         life.placed(place)
+        self._choose_gear(holding)
         if life.state != before:
             self._tell(holding)
         # What the drain waits for depends on the place: begin it anew.
@@ -246,10 +271,39 @@ class Catalog:
         holding.drain = None
         holding.life.drained()
         holding.close_retired()
+        self._choose_gear(holding)
         self._tell(holding)  # while `models` still lists it: its last statistics can be read
         if holding.life.state == VERSION_STATE_DROPPED:
             del self._leaving[holding.key]
             self._drop(holding)
+
+    def _choose_gear(self, holding: Holding) -> None:
+        """Packed where it takes traffic, mapped where it is only kept; while it drains, as it was."""
+        loaded, state = holding.loaded, holding.life.state
+        if loaded is None or not self._loader.packs(loaded):
+            return
+        if state == VERSION_STATE_SERVING:
+            if holding.gear is Gear.MAPPED and holding.packing is None and not holding.cannot_pack:
+                holding.packing = self._spawn(self._pack(holding, loaded), f"pack {holding.key}")
+            return
+        holding.stop_packing()
+        if state == VERSION_STATE_READY and holding.gear is Gear.PACKED:
+            self._let_go(holding.shift_down(), [])
+
+    async def _pack(self, holding: Holding, loaded: LoadedModel) -> None:
+        try:
+            packed = await self._loader.pack(loaded, holding.handle().serving)
+        except LoadRefused as refused:
+            holding.packing = None
+            holding.cannot_pack = True
+            self.packing_failures += 1
+            log.warning("%s stays mapped, which runs slower: %s", holding.key, refused)
+            self._tell(holding, f"its weights stay mapped: {refused}")
+        else:
+            holding.packing = None
+            holding.shift_up(packed)
+            log.info("%s is packed, after %.1f s", holding.key, packed.seconds)
+            self._tell(holding)
 
     def _unstage(self, holdings: Iterable[Holding]) -> None:
         """Lets go of what was loaded for a snapshot that does not come into force."""
@@ -268,10 +322,15 @@ class Catalog:
                 self._tell(holding)
 
     def _drop(self, holding: Holding) -> None:
-        was_in_memory = holding.model is not None
-        holding.close()
-        if was_in_memory:
-            self._spawn(in_thread(self._trim), "trim memory")
+        weights = holding.weights()
+        if held := holding.close():
+            self._let_go(held, weights)
+
+    def _let_go(self, held: list[object], weights: list[Path]) -> None:
+        self._spawn(self._drop_aside(held, weights), "drop sessions")
+
+    async def _drop_aside(self, held: list[object], weights: list[Path]) -> None:
+        await self._aside(partial(let_go, held, weights))
 
     def _tell(self, holding: Holding, reason: str = "") -> None:
         key, state = holding.key, holding.life.state
@@ -284,7 +343,7 @@ class Catalog:
         for other in self._holdings():
             if other.key[:2] == key[:2] and other is not holding and self._rank(other) < rank:
                 return
-        self._report(key.model, key.version, state, reason)
+        self._report(key.model, key.version, state, reason, holding.gear)
 
     def _rank(self, holding: Holding) -> int:
         for rank, holdings in enumerate((self._live, self._staged, self._leaving)):

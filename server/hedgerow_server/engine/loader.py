@@ -9,16 +9,20 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from hedgerow_protos.hedgerow_control_pb2 import ModelVersion, ServingSpec
 
 from hedgerow_server.engine.desired import Key
 from hedgerow_server.engine.files import ArtifactError, ArtifactRefused
+from hedgerow_server.engine.loader_threads import TooManyHang
 from hedgerow_server.engine.loading import LoadedModel, LoadRefused
+from hedgerow_server.engine.packing import PackedSession
 from hedgerow_server.engine.refusals import Refusals
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: Where the files of a version are: (model's name, version) -> directory.
 Resolve = Callable[[str, ModelVersion], Awaitable[Path]]
@@ -31,17 +35,25 @@ class Load(Protocol):
         """Raises LoadRefused when the model cannot be served."""
 
 
+class Pack(Protocol):
+    """Makes the second gear of a model; blocks. `engine.packing.pack` is one."""
+
+    def __call__(self, model: LoadedModel, serving: ServingSpec, /) -> PackedSession:
+        """Raises LoadRefused when the packed session cannot take over."""
+
+
 class Loader:
     """Fetches and loads versions, a few at a time.
 
-    Holds: the places for loads, and what was refused lately.
+    Holds: the places for loads and for packing, and what was refused lately.
 
     Args:
         resolve: finds a version's files; raises ArtifactError.
         load: loads a model, in a thread of `executor`.
+        pack: packs a loaded model's weights, in a thread of `executor`; None: nothing is packed.
         executor: more threads than `places`: a load that is given up keeps its
             thread until it returns.
-        places: versions that are fetched or loaded at the same time.
+        places: versions that are fetched or loaded at the same time. Beside them one is packed.
         load_seconds: longest time of one load, warm-up included.
         clock: seconds, monotonic.
     """
@@ -51,6 +63,7 @@ class Loader:
         *,
         resolve: Resolve,
         load: Load,
+        pack: Pack | None = None,
         executor: Executor,
         places: int = 2,
         load_seconds: float = 120.0,
@@ -58,8 +71,11 @@ class Loader:
     ) -> None:
         self._resolve = resolve
         self._load = load
+        self._pack = pack
         self._executor = executor
         self._places = asyncio.Semaphore(places)
+        # One at a time: nobody waits for it, and each takes memory and a core.
+        self._packing = asyncio.Semaphore(1)
         self._load_seconds = load_seconds
         self._refusals = Refusals(clock)
 
@@ -76,18 +92,40 @@ class Loader:
         try:
             async with self._places:
                 directory = await self._resolve(key.model, version)
-                return await self._in_thread(directory, version)
+                work = partial(self._load, directory, version.path, version.serving)
+                return await self._in_thread(work)
         except (ArtifactRefused, LoadRefused) as error:
             raise self._refusals.remember(key, str(error), transient=False) from error
-        except ArtifactError as error:
+        except (ArtifactError, TooManyHang) as error:
             raise self._refusals.remember(key, str(error), transient=True) from error
         except Exception as error:
             log.exception("loading %s failed in a way nobody foresaw", key)
             reason = f"{type(error).__name__}: {error}"
             raise self._refusals.remember(key, reason, transient=False) from error
 
-    async def _in_thread(self, directory: Path, version: ModelVersion) -> LoadedModel:
-        work = partial(self._load, directory, version.path, version.serving)
+    def packs(self, loaded: LoadedModel) -> bool:
+        """Whether a model has a second gear to go into."""
+        return self._pack is not None and loaded.source is not None
+
+    async def pack(self, loaded: LoadedModel, serving: ServingSpec) -> PackedSession:
+        """Returns the second gear of a model, warm. May be cancelled at any time.
+
+        Raises:
+            LoadRefused: there is none, now; nothing is remembered.
+        """
+        assert self._pack is not None, "nothing is packed here"
+        async with self._packing:
+            try:
+                return await self._in_thread(partial(self._pack, loaded, serving))
+            except LoadRefused:
+                raise
+            except TooManyHang as error:
+                raise LoadRefused(str(error)) from None
+            except Exception as error:
+                log.exception("packing failed in a way nobody foresaw")
+                raise LoadRefused(f"{type(error).__name__}: {error}") from None
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
         future = asyncio.get_running_loop().run_in_executor(self._executor, work)
         try:
             done, _ = await asyncio.wait([future], timeout=self._load_seconds)

@@ -15,8 +15,9 @@ from pathlib import Path
 import onnxruntime as ort
 from hedgerow_protos.hedgerow_control_pb2 import ServingSpec
 
-from . import model_file, warmup
+from . import gears, model_file, warmup
 from . import signature as signatures
+from .gears import Gear, Source
 from .refusal import LoadRefused, OutOfMemory, is_out_of_memory, text_of
 from .signature import Signature
 
@@ -37,6 +38,9 @@ class LoadedModel:
         warm_seconds: The warm-up and the check of its rows.
         row_independent: Whether a row's outputs stay the same whatever else is in the batch.
             If not, rows of different requests must never share a run.
+        gear: How its weights are held.
+        source: From where it can be packed; None if there is no second gear.
+        max_batch_size: What the declared signature was read with.
     """
 
     session: ort.InferenceSession
@@ -44,6 +48,9 @@ class LoadedModel:
     load_seconds: float
     warm_seconds: float
     row_independent: bool
+    gear: Gear = Gear.PACKED
+    source: Source | None = None
+    max_batch_size: int = 0
 
 
 def load(
@@ -61,10 +68,10 @@ def load(
         directory: Where its files are; nothing outside is read.
         path: The `.onnx` file, relative to it.
         serving: From serving.yaml; may be empty.
-        mapped: Leave weights in the file as they are (`session.disable_prepacking`): external data
-            is then mapped, not copied, so that it loads in milliseconds and its pages are shared
-            between sessions, while runs are slower (201 MB: 4 ms to load instead of 454, 7.5 ms a
-            run instead of 5.4).
+        mapped: Where it pays (`gears.has_two`), leave weights in the file as they are
+            (`session.disable_prepacking`): external data is then mapped, not copied, so that it
+            loads in milliseconds and its pages are shared between sessions, while runs are slower
+            (201 MB: 4 ms to load instead of 454, 7.5 ms a run instead of 5.4).
         default_max_batch_size: Rows in one run, where `serving` does not say.
         warmup_timeout: Seconds for all warm-up runs together.
 
@@ -75,8 +82,9 @@ def load(
         LoadRefused: It cannot be served; `OutOfMemory` if for want of memory.
     """
     file = model_file.check(directory, path)
+    mapped = mapped and gears.has_two(file)
     started = time.perf_counter()
-    session = _open(directory / path, _options(serving, mapped=mapped))
+    session = open_session(directory / path, serving, mapped=mapped)
     load_seconds = time.perf_counter() - started
     for unranked in file.unranked:
         if any(argument.name == unranked for argument in session.get_inputs()):
@@ -84,11 +92,28 @@ def load(
                 f"input {unranked!r} does not give its shape; export the model with one "
                 "(dimensions that vary may have a name in place of a size)"
             )
-    signature = signatures.read(
-        session, max_batch_size=serving.batching.max_batch_size or default_max_batch_size
-    )
+    max_batch_size = serving.batching.max_batch_size or default_max_batch_size
+    signature = signatures.read(session, max_batch_size=max_batch_size)
     warmed = warmup.warm(session, signature, serving.warmup, warmup_timeout)
-    return LoadedModel(session, warmed.signature, load_seconds, warmed.seconds, warmed.row_independent)
+    return LoadedModel(
+        session,
+        warmed.signature,
+        load_seconds,
+        warmed.seconds,
+        warmed.row_independent,
+        Gear.MAPPED if mapped else Gear.PACKED,
+        Source(directory, path, file) if mapped else None,
+        max_batch_size,
+    )
+
+
+def open_session(file: Path, serving: ServingSpec, *, mapped: bool) -> ort.InferenceSession:
+    """Opens a checked file, in either gear.
+
+    Raises:
+        LoadRefused: ONNX Runtime cannot load it; `OutOfMemory` if for want of memory.
+    """
+    return _open(file, _options(serving, mapped=mapped))
 
 
 def _options(serving: ServingSpec, *, mapped: bool) -> ort.SessionOptions:

@@ -1,8 +1,13 @@
-"""Gives memory back to the operating system."""
+"""What this process has of the machine's memory, and how it gives it back."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable
+from pathlib import Path
+
+_MADV_DONTNEED = 4
+_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def give_back() -> None:
@@ -12,6 +17,70 @@ def give_back() -> None:
     swaps often grows by a model a swap. Where the C library has no
     `malloc_trim` (musl, macOS) there is nothing to do.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    trim = getattr(_LIBC, "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def unmap_pages(files: Iterable[Path]) -> None:
+    """Lets go of the pages of mapped files; who reads them again gets them again from the page cache.
+
+    A session that is destroyed unmaps its weights while it holds the GIL: 18 ms
+    for 200 MB, in which the event loop stands still. Emptied before, without
+    the GIL, the mapping costs next to nothing to remove. Blocks. Linux only;
+    elsewhere there is nothing to do.
+    """
+    names = {str(file.resolve()) for file in files}
+    try:
+        maps = Path("/proc/self/maps").read_text("utf-8", "surrogateescape")
+    except OSError:
+        return
+    for line in maps.splitlines():
+        fields = line.split(None, 5)
+        # Read-only mappings alone: a private page that was written to would lose what was written.
+        if len(fields) == 6 and fields[5] in names and "w" not in fields[1]:
+            begin, end = (int(address, 16) for address in fields[0].split("-"))
+            _LIBC.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MADV_DONTNEED)
+
+
+def let_go(sessions: list[object], weights: Iterable[Path]) -> None:
+    """Drops sessions and gives back what they had. Blocks: call it in a thread.
+
+    Args:
+        sessions: emptied; the only reference to what is to be destroyed.
+        weights: files that they map.
+    """
+    unmap_pages(weights)
+    sessions.clear()
+    give_back()
+
+
+def available() -> int | None:
+    """Bytes of memory that this process may still use before something is killed; None if nobody knows.
+
+    The smaller of what the machine and what the control group (a container's limit) have left;
+    both count the page cache as available.
+    """
+    found = [free for free in (_of_machine(Path("/proc/meminfo")), _of_group(Path("/sys/fs/cgroup"))) if free]
+    return min(found, default=None)
+
+
+def _of_machine(meminfo: Path) -> int | None:
+    try:
+        for line in meminfo.read_text("ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) << 10
+    except (OSError, ValueError):
+        pass
+    return None
+
+
+def _of_group(group: Path) -> int | None:
+    """What version 2 control groups leave: a container sees its own at the root."""
+    try:
+        limit = int((group / "memory.max").read_text("ascii"))
+        used = int((group / "memory.current").read_text("ascii"))
+        cache = dict(line.split() for line in (group / "memory.stat").read_text("ascii").splitlines())
+        return max(1, limit - used + int(cache.get("inactive_file", 0)))
+    except (OSError, ValueError):  # no limit ("max"), version 1, another system
+        return None

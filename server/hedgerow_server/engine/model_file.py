@@ -32,10 +32,15 @@ class ModelFile:
     Attributes:
         external: The files that hold the weights, relative to the model's own folder.
         unranked: Inputs that give no shape at all.
+        external_bytes: Size of those files together.
+        stamp: Which files these are, the model's own first: device, inode, size in bytes and time
+            of the last change in nanoseconds of each.
     """
 
     external: set[str] = field(default_factory=set)
     unranked: list[str] = field(default_factory=list)
+    external_bytes: int = 0
+    stamp: tuple[tuple[int, int, int, int], ...] = ()
 
 
 class _Broken(Exception):
@@ -119,13 +124,17 @@ def check(directory: Path, path: str) -> ModelFile:
     except OSError as error:
         raise LoadRefused(f"cannot open the model {path!r}: {error.strerror}") from error
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise LoadRefused(f"the model {path!r} is not a regular file; name the .onnx file itself")
         model = _read(descriptor, path)
     finally:
         os.close(descriptor)
-    for location in sorted(model.external):
-        _check_external(file.parent, location)
+    externals = [_check_external(file.parent, location) for location in sorted(model.external)]
+    model.external_bytes = sum(external.st_size for external in externals)
+    model.stamp = tuple(
+        (each.st_dev, each.st_ino, each.st_size, each.st_mtime_ns) for each in (status, *externals)
+    )
     return model
 
 
@@ -218,7 +227,7 @@ def _read_input(source: _Source, start: int, end: int, model: ModelFile) -> None
         model.unranked.append(name)
 
 
-def _check_external(folder: Path, location: str) -> None:
+def _check_external(folder: Path, location: str) -> os.stat_result:
     what = f"external data {location!r}"
     relative = PurePosixPath(location)
     if not relative.parts or "\0" in location or relative.is_absolute():
@@ -246,3 +255,4 @@ def _check_external(folder: Path, location: str) -> None:
         raise LoadRefused(
             f"{what} is a hard link (the file has {status.st_nlink} names); put a copy of it in its place"
         )
+    return status

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from .refusal import text_of
 from .sample import Feeds, rows_of, vary
-from .signature import Signature
+from .signature import Signature, TensorSpec
 
 Outputs = Sequence[npt.NDArray[Any]]
 Run = Callable[[Feeds], Outputs]
@@ -34,6 +34,8 @@ Known = tuple[Feeds, Outputs]
 _ROWS = 3
 #: Largest difference with other companions, as a part of the output's largest value.
 _SAME = {"FP16": 1e-3, "FP32": 1e-5, "FP64": 1e-10}
+#: Largest difference between two kernels that compute the same, likewise; see Magika above.
+_ROUNDING = {"FP16": 0.05, "FP32": 0.01, "FP64": 1e-6}
 #: Largest difference between alone and in a batch, likewise.
 _ALIKE = 0.05
 
@@ -94,6 +96,19 @@ def check(run: Run, signature: Signature, feeds: Feeds) -> Finding:
             ):
                 return _dependent(f"output {spec.name!r} of a row changes with the other rows in the run")
     return Finding(is_batchable=True, is_independent=True, reason="")
+
+
+def is_rounding(spec: TensorSpec, one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
+    """Whether two answers to one input, by other kernels, differ no more than sums in another order do.
+
+    Labels may tip over where two are equally likely, so of what is no float only the shape counts.
+    """
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if one.dtype.kind != "f":
+        return True
+    size = float(np.abs(one[np.isfinite(one)]).max(initial=0))
+    return _is_near(one, other, _ROUNDING[spec.datatype.name] * size)
 
 
 def _no_rows(reason: str) -> Finding:

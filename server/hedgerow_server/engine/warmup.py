@@ -31,11 +31,13 @@ class Warmed:
         signature: As declared, corrected by what the model really answered.
         row_independent: Whether rows of different requests may share a run.
         seconds: How long it took.
+        feeds: The sample that it answered.
     """
 
     signature: Signature
     row_independent: bool
     seconds: float
+    feeds: Feeds
 
 
 class TimeLimit:
@@ -105,7 +107,7 @@ def warm(session: ort.InferenceSession, signature: Signature, warmup: Warmup, ti
             if not finding.is_batchable:
                 signature = dataclasses.replace(signature, max_batch_size=0)
             is_independent = finding.is_independent
-    return Warmed(signature, is_independent, time.perf_counter() - started)
+    return Warmed(signature, is_independent, time.perf_counter() - started, feeds)
 
 
 def _first_answer(

@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hedgerow_protos.hedgerow_control_pb2 import (
+    MODEL_GEAR_MAPPED,
+    MODEL_GEAR_PACKED,
+    MODEL_GEAR_UNSPECIFIED,
     VERSION_STATE_DROPPED,
     VERSION_STATE_FAILED,
     VersionReport,
     VersionState,
 )
+
+from hedgerow_server.engine.gears import Gear
+
+_GEARS = {None: MODEL_GEAR_UNSPECIFIED, Gear.MAPPED: MODEL_GEAR_MAPPED, Gear.PACKED: MODEL_GEAR_PACKED}
 
 #: So many failed versions are remembered; those in memory are as many as the snapshot lists.
 MAX_FAILED = 64
@@ -29,9 +36,13 @@ class Reports:
         """Calls `listener` with every report from now on; None: nobody."""
         self._listener = listener
 
-    def record(self, model: str, version: str, state: VersionState, reason: str) -> None:
-        """Notes a version's new state."""
-        report = VersionReport(model=model, model_version=version, state=state, reason=reason)
+    def record(
+        self, model: str, version: str, state: VersionState, reason: str, gear: Gear | None = None
+    ) -> None:
+        """Notes a version's new state or gear."""
+        report = VersionReport(
+            model=model, model_version=version, state=state, reason=reason, gear=_GEARS[gear]
+        )
         # Moved to the end: of the failed ones, the oldest go first.
         self._latest.pop((model, version), None)
         if state != VERSION_STATE_DROPPED:

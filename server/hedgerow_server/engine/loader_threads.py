@@ -1,0 +1,97 @@
+"""Threads for loads: one each, out of the way of the event loop, and never in the way of the next load."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from functools import partial
+from typing import ParamSpec, TypeVar
+
+from hedgerow_server.engine import memory
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+#: A loader thread gets a tenth of a busy core beside the event loop's thread, which it never keeps
+#: waiting. Not less: a thread that is put aside while it holds the GIL stops the loop until its turn.
+NICE = 10
+
+
+class TooManyHang(Exception):
+    """So many loads have not returned that no more are begun."""
+
+
+class LoaderThreads(Executor):
+    """Runs each piece of work in a thread of its own, at low priority.
+
+    A load cannot be stopped, only given up, and one that hangs inside ONNX
+    Runtime keeps its thread for ever. In a pool a few of those would stop all
+    loads, and the interpreter would wait for them at its end. So here each has
+    its own, which nobody waits for; and their number is bounded.
+
+    Holds: how many are under way.
+
+    Args:
+        most: loads under way, hung ones included; more are refused.
+        nice: priority of the threads, where the system has one for each thread (Linux).
+        afterwards: what each thread does at its end.
+    """
+
+    def __init__(
+        self, most: int = 8, nice: int = NICE, afterwards: Callable[[], None] = memory.give_back
+    ) -> None:
+        self._most = most
+        self._nice = nice
+        self._afterwards = afterwards
+        self._lock = threading.Lock()
+        self._under_way = 0
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Begins work in a new thread.
+
+        Raises:
+            TooManyHang: earlier work has not returned.
+        """
+        with self._lock:
+            if self._under_way >= self._most:
+                raise TooManyHang(
+                    f"{self._under_way} earlier loads have not returned; "
+                    "restart this server, and find out which model hangs it from the log"
+                )
+            self._under_way += 1
+        future: Future[T] = Future()
+        work = partial(fn, *args, **kwargs)
+        threading.Thread(target=self._run, args=([future], [work]), daemon=True, name="loader").start()
+        return future
+
+    def _run(self, futures: list[Future[T]], works: list[Callable[[], T]]) -> None:
+        try:
+            be_nice(self._nice)
+            _conclude(futures.pop(), works.pop())
+            # Loading frees as much as it keeps, and here nothing of it is held any more.
+            self._afterwards()
+        finally:
+            with self._lock:
+                self._under_way -= 1
+
+
+def _conclude(future: Future[T], work: Callable[[], T]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = work()
+    except BaseException as error:  # noqa: BLE001  it goes to whoever waits for the future
+        future.set_exception(error)
+    else:
+        future.set_result(result)
+
+
+def be_nice(nice: int) -> None:
+    """Lowers the priority of this thread alone, where that is possible; for good, a user cannot raise it."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
