@@ -33,14 +33,15 @@ WORKER = "hedgerow-worker"
 MOST = 16
 #: Seconds until the next attempt to find a worker: after one that failed, and at most.
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 10.0
-#: A connection that has changed its worker so often leads to a proxy, which spreads requests itself.
-CHANGES = 4
+#: A connection changes its worker when gRPC has to dial anew. So many changes, each soon after the last,
+#: come from a proxy that spreads the requests itself.
+CHANGES, SOON = 32, 60.0
 
 
 class Lane(Generic[ChannelT]):
     """One channel, its calls by method, and how many of them are under way."""
 
-    __slots__ = ("changes", "channel", "outstanding", "spare", "stub", "worker")
+    __slots__ = ("channel", "outstanding", "spare", "stub", "worker")
 
     def __init__(self, channel: ChannelT) -> None:
         self.channel = channel
@@ -49,7 +50,6 @@ class Lane(Generic[ChannelT]):
         self.outstanding = 0
         #: Number of the worker that last answered; None before the first reply.
         self.worker: int | None = None
-        self.changes = 0
         #: Given up: it takes no more calls, and is closed after its last.
         self.spare = False
 
@@ -86,6 +86,8 @@ class Lanes(Generic[ChannelT]):
         self._lock = threading.Lock()
         self._pause = FIRST_PAUSE
         self._next_attempt = 0.0
+        self._changes = 0
+        self._last_change = 0.0
         self._spread_by_proxy = False
 
     @property
@@ -144,16 +146,23 @@ class Lanes(Generic[ChannelT]):
             return
         worker, workers = int(number), int(total)
         if lane.worker != worker:
-            lane.changes += lane.worker is not None
-            if lane.changes > CHANGES:
-                self._spread_by_proxy = True
-                for each in self.all:
-                    each.worker = None
+            if lane.worker is not None and self._changed_by_proxy():
                 return
             if all(other.worker != worker for other in self.all):
                 self._pause = FIRST_PAUSE
             lane.worker = worker
         self._look_for_others(workers)
+
+    def _changed_by_proxy(self) -> bool:
+        """Counts a change; after too many no lane stands for a worker any more."""
+        now = self._clock()
+        self._changes = self._changes + 1 if now - self._last_change < SOON else 1
+        self._last_change = now
+        if self._changes >= CHANGES:
+            self._spread_by_proxy = True
+            for each in self.all:
+                each.worker = None
+        return self._spread_by_proxy
 
     def _look_for_others(self, workers: int) -> None:
         """Opens another channel if a worker has none and every channel has told where it leads."""

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from hedgerow.cli import output
 from hedgerow.cli.endpoints import resolve
-from hedgerow.cli.options import Control, Json, Registry
+from hedgerow.cli.options import Control, Json, Registry, Store
 from hedgerow.cli.serving import wait as wait_until_served
 from hedgerow.errors import InvalidRequest, ModelRefused
 from hedgerow.publishing import publish as publish_model
@@ -43,6 +43,14 @@ def publish(
             " hedgerow.* on the model.",
         ),
     ] = None,
+    views: Annotated[
+        list[Path] | None,
+        Parameter(
+            negative=(),
+            help="YAML of feature views that serving.yaml binds, repeatable; without it --store is asked.",
+        ),
+    ] = None,
+    store: Store = None,
     wait: Annotated[
         bool, Parameter(negative=(), show_default=False, help="Until every server answers from it.")
     ] = False,
@@ -81,6 +89,8 @@ def publish(
             registry_uri=resolve("mlflow", registry),
             serving=serving,
             alias=alias or None,
+            views=views or (),
+            store=resolve("store", store),
             tags={key: value for key, value in tags.items() if key.startswith("hedgerow.")},
             version_tags={key: value for key, value in tags.items() if not key.startswith("hedgerow.")},
             progress=lambda step, done: progress.update(task, description=step, completed=done),

@@ -20,46 +20,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hedgerow_protos.feature_view import ViewError, parse_views, view_ref
 from hedgerow_protos.hedgerow_control_pb2 import FeatureView
-from hedgerow_protos.yaml_message import SpecError
 
-from hedgerow.errors import StoreError, ViewRefused
+from hedgerow.errors import StoreError
 from hedgerow.features import cache, values
 from hedgerow.features import load as loading
 from hedgerow.features.load import LoadedRows, Progress
 from hedgerow.features.store import AppliedView, connect
 from hedgerow.features.values import EntityValues, KnownValues
+from hedgerow.view_files import read_views
 
-__all__ = ["AppliedView", "EntityValues", "KnownValues", "LoadedRows", "apply", "get", "load", "read_views"]
+__all__ = [
+    "AppliedView",
+    "EntityValues",
+    "KnownValues",
+    "LoadedRows",
+    "apply",
+    "get",
+    "load",
+    "stored_views",
+]
 
 T = TypeVar("T")
-
-
-def read_views(paths: Sequence[str | os.PathLike[str]]) -> list[FeatureView]:
-    """The views of YAML files, each name and version once.
-
-    Raises:
-        ViewRefused: A file cannot be read, or a view breaks a rule.
-    """
-    found: dict[str, str] = {}
-    views: list[FeatureView] = []
-    for path in paths:
-        source = os.fspath(path)
-        try:
-            read = parse_views(Path(path).read_text(encoding="utf-8"), source=source)
-        except OSError as error:
-            raise ViewRefused(f"{source}: {error.strerror or error}") from error
-        except UnicodeDecodeError as error:
-            raise ViewRefused(f"{source} is not UTF-8 text: {error}") from error
-        except (ViewError, SpecError) as error:
-            raise ViewRefused(str(error)) from error
-        for view in read:
-            if view_ref(view) in found:
-                raise ViewRefused(f"{view_ref(view)} is in {found[view_ref(view)]} and again in {source}")
-            found[view_ref(view)] = source
-        views += read
-    return views
 
 
 def apply(paths: Sequence[str | os.PathLike[str]], *, store: str) -> list[AppliedView]:
@@ -169,6 +151,21 @@ def get(view: str, ids: Sequence[str], *, store: str, cache_url: str | None = No
                 return await values.get(opened, described, encoded)
             async with cache.connect(cache_url) as client:
                 return await values.get(opened, described, encoded, client, cache_url)
+
+    return _run(work())
+
+
+def stored_views(refs: Sequence[str], *, store: str) -> list[FeatureView]:
+    """Definitions from the store, by `name@version`.
+
+    Raises:
+        NotFound: The store does not have one of them; the message lists what it has.
+        StoreError: The store cannot be reached.
+    """
+
+    async def work() -> list[FeatureView]:
+        async with connect(store) as opened:
+            return [await opened.view(ref) for ref in refs]
 
     return _run(work())
 

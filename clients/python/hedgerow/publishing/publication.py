@@ -6,7 +6,7 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,6 +43,8 @@ def publish(
     alias: str | None = "champion",
     tags: Mapping[str, str] | None = None,
     version_tags: Mapping[str, str] | None = None,
+    views: Sequence[str | os.PathLike[str]] = (),
+    store: str | None = None,
     progress: Progress | None = None,
 ) -> PublishedVersion:
     """Logs an ONNX model and its serving.yaml to MLflow, registers them, and moves an alias there.
@@ -60,11 +62,16 @@ def publish(
             it without serving it.
         tags: Further tags of the model, such as {"hedgerow.weight.challenger": "10"}.
         version_tags: Tags of the version; owner, cost_center and cost_per_1k travel to servers.
+        views: YAML files with the feature views that serving.yaml binds inputs to and does not
+            define itself.
+        store: The feature store that has them, where there are no such files; None:
+            HEDGEROW_FEATURES__STORE.
         progress: Called as the work goes on.
 
     Raises:
         ModelRefused: The model, its name, alias or serving.yaml will not do; nothing was uploaded.
         RegistryError: MLflow cannot be reached or refused.
+        StoreError: The feature store cannot be reached.
     """
     began = time.monotonic()
     say = progress or (lambda step, done: None)  # noqa: ARG005 - the names a callback sees
@@ -76,7 +83,7 @@ def publish(
         from hedgerow.publishing import address, model_check  # noqa: PLC0415
         from hedgerow.publishing import serving as serving_yaml  # noqa: PLC0415
     proto = model_check.read(model)
-    text = serving_yaml.read(serving, proto)
+    text = serving_yaml.read(serving, proto, views=views, store=store)
     say("connect to MLflow", 0.1)
     uri = address.uri_or_default(registry_uri)
     address.knock(uri)

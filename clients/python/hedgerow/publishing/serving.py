@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -12,22 +12,35 @@ from hedgerow_protos import serving_spec
 from hedgerow_protos.hedgerow_control_pb2 import ServingSpec
 
 from hedgerow.errors import ModelRefused
+from hedgerow.publishing import features
 from hedgerow.publishing.model_check import feeds
 
 #: A serving spec as a caller may give it.
 Serving = Mapping[str, object] | str | os.PathLike[str] | ServingSpec
 
 
-def read(serving: Serving | None, proto: onnx.ModelProto) -> str:
+def read(
+    serving: Serving | None,
+    proto: onnx.ModelProto,
+    *,
+    views: Sequence[str | os.PathLike[str]] = (),
+    store: str | None = None,
+) -> str:
     """The text of serving.yaml, checked against the model.
+
+    The definitions of feature views that it binds inputs to, and does not hold, are written in.
 
     Args:
         serving: The path of a serving.yaml, whose comments are kept; its content as a mapping or
             message; or None for every default.
         proto: The model it belongs to.
+        views: YAML files of feature views.
+        store: The feature store's DSN, where there are no such files; None: HEDGEROW_FEATURES__STORE.
 
     Raises:
-        ModelRefused: It cannot be read, has an unknown key, or names an input the model lacks.
+        ModelRefused: It cannot be read, has an unknown key, names an input the model lacks, or binds
+            one to features that do not fit it.
+        StoreError: The feature store cannot be reached.
     """
     source = "serving"
     try:
@@ -49,6 +62,9 @@ def read(serving: Serving | None, proto: onnx.ModelProto) -> str:
         raise ModelRefused(f"serving holds something that YAML cannot: {error}") from error
     except serving_spec.SpecError as error:
         raise ModelRefused(str(error)) from error
+    if features.complete(spec.features, views=views, store=store, source=source):
+        text = serving_spec.dump(spec)
+    features.check(spec.features, proto, source=source)
     names = [value.name for value in feeds(proto.graph)]
     for name in spec.warmup.inputs:
         if name not in names:
