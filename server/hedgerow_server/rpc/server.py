@@ -184,8 +184,9 @@ class RpcServer:
                 await self._answerer.idle()
         except TimeoutError:
             self._answerer.abandon()
-        # Every request has its answer; who only watches or keeps a stream open gets no more time.
-        await self._grpcio.stop(min(grace, LINGER_SECONDS))
+        # Every request has its answer, which is to reach its caller however short the grace was; who only
+        # watches or keeps a stream open gets no more time.
+        await self._grpcio.stop(LINGER_SECONDS)
         for native in self._native:
             await native.close()
         await self._grpcio.stop(0)
