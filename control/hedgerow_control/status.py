@@ -96,6 +96,9 @@ def _model(
                 nodes_answering=sum(
                     node.connected and node.answers_from(name, number) for node in rollout.hub.nodes.values()
                 ),
+                nodes_packed=sum(
+                    node.connected and (name, number) in node.packed for node in rollout.hub.nodes.values()
+                ),
                 succeeded=done.succeeded,
                 failed=done.failed,
                 p50_ms=p50,

@@ -16,6 +16,7 @@ import yaml
 from hedgerow_protos import hedgerow_control_pb2 as pb
 from hedgerow_protos import manifest, serving_spec
 
+from hedgerow_control.artifacts.externalize import externalize
 from hedgerow_control.mlflow_import import load_mlflow
 
 #: MLflow's own files beside a model; none of them takes part in serving.
@@ -98,7 +99,8 @@ def fetch(
         abandoned: asked before each file; true when nobody wants them any more.
 
     Returns:
-        digest, files, path and serving; `version` and `tags` are the caller's.
+        digest, files, path and serving, after large weights were moved out of the model's file;
+        `version` and `tags` are the caller's.
 
     Raises:
         ArtifactRefused: the files are wrong and will stay so.
@@ -127,7 +129,13 @@ def fetch(
                     f"{spec_path} has {size} bytes; expected at most {serving_spec.MAX_BYTES}"
                 )
             spec = serving_spec.parse((directory / spec_path).read_text(encoding="utf-8"), source=spec_path)
-        return pb.ModelVersion(digest=manifest.digest(files), files=files, path=entry, serving=spec)
+        digest, source_digest = manifest.digest(files), ""
+        if len(files) < limits.max_files and externalize(directory, entry):
+            files = manifest.scan(directory)
+            digest, source_digest = manifest.digest(files), digest
+        return pb.ModelVersion(
+            digest=digest, files=files, path=entry, serving=spec, source_digest=source_digest
+        )
     except (manifest.ManifestError, serving_spec.SpecError, UnicodeDecodeError) as error:
         raise ArtifactRefused(str(error)) from None
     except OSError as error:

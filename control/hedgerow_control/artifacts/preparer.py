@@ -149,7 +149,8 @@ class Preparer:
                 await asyncio.sleep(delay)
                 delay = min(LAST_RETRY_SECONDS, delay * 2)
             else:
-                logger.info("%s version %s verified: %s", *key, prepared.digest)
+                was = f", rewritten from {prepared.source_digest}" if prepared.source_digest else ""
+                logger.info("%s version %s verified: %s%s", *key, prepared.digest, was)
                 self._set(key, stage="verified", reason="", attempts=attempts, prepared=prepared)
                 return
 

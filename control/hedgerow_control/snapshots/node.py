@@ -59,6 +59,8 @@ class Node:
     #: When to send the refused snapshot again, monotonic; None when it was not refused.
     resend_at: float | None = None
     states: dict[tuple[str, str], int] = field(default_factory=dict)
+    #: Of those, the versions that answer from pre-packed weights.
+    packed: set[tuple[str, str]] = field(default_factory=set)
     #: Sent and not answered yet, by nonce: (snapshot, when), the oldest first.
     unanswered: OrderedDict[str, tuple[pb.Snapshot, float]] = field(default_factory=OrderedDict)
     #: Totals of streams that have ended, and of the present one.
@@ -79,6 +81,7 @@ class Node:
         self.connected, self.seen_at = True, now
         self.warm, self.left_behind, self.resend_at, self.nacks = None, False, None, 0
         self.states.clear()
+        self.packed.clear()
         self.unanswered.clear()
 
     def goodbye(self, now: float) -> None:
@@ -86,6 +89,7 @@ class Node:
         self.connected, self.seen_at = False, now
         self.unanswered.clear()
         self.states.clear()
+        self.packed.clear()
         for key, counts in self.present.items():
             if key in self.past or len(self.past) < MAX_VERSIONS:
                 self.past.setdefault(key, Counts()).add(counts)
@@ -131,10 +135,13 @@ class Node:
     def report(self, report: pb.VersionReport) -> None:
         """Where one version is in its life."""
         key = (report.model, report.model_version)
+        self.packed.discard(key)
         if report.state == pb.VERSION_STATE_DROPPED:
             self.states.pop(key, None)
         elif key in self.states or len(self.states) < MAX_VERSIONS:
             self.states[key] = report.state
+            if report.gear == pb.MODEL_GEAR_PACKED:
+                self.packed.add(key)
 
     def stats(self, stats: pb.Stats) -> None:
         """Totals since the stream opened."""
