@@ -46,6 +46,11 @@ class Gatherer:
             routes=_weights(table),
             swaps=max(0, self._tables - 1),
             log_lines_dropped=self._requests.dropped,
+            gears=[
+                metrics.ModelGear(model.name, model.version, gear.value)
+                for model, gear in self._catalog.gears()
+            ],
+            packing_failures=self._catalog.packing_failures,
         )
 
 

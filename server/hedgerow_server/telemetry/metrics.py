@@ -72,6 +72,14 @@ class RouteWeight(msgspec.Struct, frozen=True):
     weight: int
 
 
+class ModelGear(msgspec.Struct, frozen=True):
+    """How one version's weights are held."""
+
+    model: str
+    version: str
+    gear: str
+
+
 class Process(msgspec.Struct):
     """What the kernel says about a process."""
 
@@ -86,10 +94,12 @@ class Dump(msgspec.Struct):
     versions: list[VersionSums] = []
     swaps: int = 0
     log_lines_dropped: int = 0
+    packing_failures: int = 0
     in_flight: int = 0
     queue_depth: int = 0
     snapshot_version: int = 0
     routes: list[RouteWeight] = []
+    gears: list[ModelGear] = []
     process: Process = msgspec.field(default_factory=Process)
 
     def add_counters(self, other: Dump) -> None:
@@ -103,6 +113,7 @@ class Dump(msgspec.Struct):
             mine[key].add(sums)
         self.swaps += other.swaps
         self.log_lines_dropped += other.log_lines_dropped
+        self.packing_failures += other.packing_failures
         self.process.cpu_seconds += other.process.cpu_seconds
 
 
@@ -146,6 +157,8 @@ def dump(
     routes: Sequence[RouteWeight] = (),
     swaps: int = 0,
     log_lines_dropped: int = 0,
+    gears: Sequence[ModelGear] = (),
+    packing_failures: int = 0,
 ) -> bytes:
     """A worker's metrics, for `WorkerLink.answer_metrics`.
 
@@ -159,10 +172,14 @@ def dump(
         routes: As routed now.
         swaps: Route tables published since the start, but for the first.
         log_lines_dropped: Of the request log.
+        gears: Of all that is in memory.
+        packing_failures: Times that a version's weights could not be packed.
     """
     found = Dump(
         swaps=swaps,
         log_lines_dropped=log_lines_dropped,
+        packing_failures=packing_failures,
+        gears=list(gears),
         in_flight=in_flight,
         queue_depth=queue_depth,
         snapshot_version=snapshot_version,

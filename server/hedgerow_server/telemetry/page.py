@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 
@@ -83,6 +84,12 @@ class _Page(Collector):
             "Request-log lines lost to a slow or broken sink.",
             (),
             [((), total.log_lines_dropped)],
+        )
+        yield _counter(
+            "packing_failures",
+            "Times that a version stayed in its slower gear because its weights could not be packed.",
+            (),
+            [((), total.packing_failures)],
         )
         yield _counter(
             "worker_restarts",
@@ -186,6 +193,13 @@ def _gauges(live: Mapping[str, Dump]) -> Iterator[Metric]:
         "Weight of each route in the newest snapshot.",
         ("model", "version", "variant"),
         [((route.model, route.version, route.variant), route.weight) for route in newest.routes],
+    )
+    gears = Counter((gear.model, gear.version, gear.gear) for dump in live.values() for gear in dump.gears)
+    yield _gauge(
+        "model_gear",
+        "Workers that hold a version in this gear: mapped (weights in the file) or packed (faster runs).",
+        ("model", "version", "gear"),
+        gears.items(),
     )
 
 
