@@ -9,10 +9,12 @@ import numpy as np
 import numpy.typing as npt
 from hedgerow import AsyncClient, HedgerowError
 
-from hedgerow_bench.records import OK, WRONG
+from hedgerow_bench.records import OK, WRONG, Answer
 
 #: Start of the names of arrays with right answers in the inputs' file.
 EXPECTED = "expected:"
+#: Of features of which nothing better is known, or nothing young enough.
+DEFAULT = "default"
 #: A model in a batch of another size may round differently.
 RELATIVE, ABSOLUTE = 1e-3, 1e-3
 
@@ -64,13 +66,17 @@ class Asker:
         self._questions = questions
         self._timeout = timeout
 
-    async def __call__(self, number: int) -> tuple[str, str]:
-        """Returns the version that answered and the status."""
+    async def __call__(self, number: int) -> Answer:
+        """Asks once.
+
+        An answer made from defaults, which says so, is not the one expected; it must only be one.
+        """
         try:
             result = await self._client.infer(
                 self._model, self._questions.inputs(number), timeout=self._timeout
             )
         except HedgerowError as error:
-            return "", error.code.name
-        right = self._questions.right(number, result.model_version, result.outputs)
-        return result.model_version, OK if right else WRONG
+            return Answer("", error.code.name)
+        features = result.features or ""
+        right = features == DEFAULT or self._questions.right(number, result.model_version, result.outputs)
+        return Answer(result.model_version, OK if right else WRONG, features)

@@ -25,8 +25,8 @@ async def drive(ask: Ask, log: Log, *, callers: int, until: float) -> None:
     async def caller(first: int) -> None:
         number = first
         while (sent := loop.time()) < until:
-            version, status = await ask(number)
-            log.add(sent, 0.0, loop.time() - sent, version, status)
+            answer = await ask(number)
+            log.add(sent, 0.0, loop.time() - sent, *answer)
             number += callers
 
     async with asyncio.TaskGroup() as group:

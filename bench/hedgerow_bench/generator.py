@@ -26,7 +26,7 @@ from hedgerow import AsyncClient
 from hedgerow_bench import closed_loop, open_loop
 from hedgerow_bench.asking import Asker, Questions
 from hedgerow_bench.plan import Plan
-from hedgerow_bench.records import OK, Log, percentiles_ms
+from hedgerow_bench.records import OK, Answer, Log, percentiles_ms
 from hedgerow_bench.schedule import offsets
 
 #: Seconds between the plan's arrival and the first request.
@@ -43,12 +43,12 @@ async def run(plan: Plan, stop: asyncio.Event) -> None:
     async with AsyncClient(plan.target, timeout=plan.timeout, channels=plan.channels, retries=0) as client:
         ask = Asker(client, plan.model, Questions.read(Path(plan.inputs)), plan.timeout)
 
-        async def ask_and_tell(number: int) -> tuple[str, str]:
-            version, status = await ask(number)
-            if status == OK and version not in seen:
-                seen.add(version)
-                tell("version", version=version, at=loop.time())
-            return version, status
+        async def ask_and_tell(number: int) -> Answer:
+            answer = await ask(number)
+            if answer.status == OK and answer.version not in seen:
+                seen.add(answer.version)
+                tell("version", version=answer.version, at=loop.time())
+            return answer
 
         # Connections are made before the clock starts; the run is about requests.
         await client.live(timeout=plan.timeout)
@@ -87,6 +87,7 @@ async def _progress(log: Log) -> None:
             requests=now,
             failed=now - statuses.count(OK),
             versions=dict(Counter(log.version[told:now])),
+            features=dict(Counter(log.features[told:now])),
             latency_ms=percentiles_ms(np.asarray(log.latency[told:now])),
         )
         told = now

@@ -11,10 +11,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from hedgerow_bench.records import OVERFLOW, Log
+from hedgerow_bench.records import OVERFLOW, Answer, Log
 
-#: Asks the server once for the n-th request; returns the version and a status.
-Ask = Callable[[int], Awaitable[tuple[str, str]]]
+#: Asks the server once for the n-th request; returns how that ended.
+Ask = Callable[[int], Awaitable[Answer]]
 
 
 async def drive(
@@ -43,11 +43,11 @@ async def drive(
 
     async def one(number: int, scheduled: float) -> None:
         lag = loop.time() - scheduled
-        version, status = "", "ABANDONED"
+        answer = Answer("", "ABANDONED")
         try:
-            version, status = await ask(number)
+            answer = await ask(number)
         finally:
-            log.add(scheduled, lag, loop.time() - scheduled, version, status)
+            log.add(scheduled, lag, loop.time() - scheduled, *answer)
 
     stopped = asyncio.ensure_future(stop.wait())
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,22 @@ OVERFLOW = "OVERFLOW"
 #: Answered with other numbers than the version that claims to have answered gives.
 WRONG = "WRONG"
 
+_ARRAYS = ("scheduled", "lag", "latency", "version", "status", "features")
 _LOWEST_US, _HIGHEST_US, _DIGITS = 1, 120_000_000, 3
+
+
+class Answer(NamedTuple):
+    """How a request ended.
+
+    Attributes:
+        version: Who answered; empty for failures.
+        status: As in `Records`.
+        features: How old joined features were: `fresh`, `stale` or `default`; empty if none were.
+    """
+
+    version: str
+    status: str
+    features: str = ""
 
 
 @dataclass(slots=True)
@@ -30,14 +45,18 @@ class Log:
     latency: list[float] = field(default_factory=list)
     version: list[str] = field(default_factory=list)
     status: list[str] = field(default_factory=list)
+    features: list[str] = field(default_factory=list)
 
-    def add(self, scheduled: float, lag: float, latency: float, version: str, status: str) -> None:
+    def add(
+        self, scheduled: float, lag: float, latency: float, version: str, status: str, features: str = ""
+    ) -> None:
         """Notes one request; see `Records` for what the numbers mean."""
         self.scheduled.append(scheduled)
         self.lag.append(lag)
         self.latency.append(latency)
         self.version.append(version)
         self.status.append(status)
+        self.features.append(features)
 
     def records(self) -> Records:
         """Everything noted so far, by scheduled time."""
@@ -48,6 +67,7 @@ class Log:
             np.asarray(self.latency, np.float64)[order],
             np.asarray(self.version, np.str_)[order],
             np.asarray(self.status, np.str_)[order],
+            np.asarray(self.features, np.str_)[order],
         )
 
 
@@ -57,7 +77,7 @@ class Records:
 
     #: When the request was due: seconds of the monotonic clock, which all processes of a machine share.
     scheduled: npt.NDArray[np.float64]
-    #: Seconds by which it was sent late: the load generator's own delay.
+    #: Seconds by which the load generator itself was late.
     lag: npt.NDArray[np.float64]
     #: Seconds from when it was due to its end. A request that was never sent
     #: counts with the run's timeout: it would have waited at least that long.
@@ -66,6 +86,8 @@ class Records:
     version: npt.NDArray[np.str_]
     #: `OK`, `OVERFLOW`, `WRONG` or the name of a gRPC status.
     status: npt.NDArray[np.str_]
+    #: `fresh`, `stale` or `default` as the reply says; empty where no features were joined.
+    features: npt.NDArray[np.str_]
 
     def __len__(self) -> int:
         return len(self.scheduled)
@@ -77,13 +99,17 @@ class Records:
 
     def window(self, start: float, end: float) -> Records:
         """Requests due in [start, end) of the monotonic clock."""
-        inside = (self.scheduled >= start) & (self.scheduled < end)
+        return self.where((self.scheduled >= start) & (self.scheduled < end))
+
+    def where(self, inside: npt.NDArray[np.bool_]) -> Records:
+        """The requests for which `inside` is true: bool [requests]."""
         return Records(
             self.scheduled[inside],
             self.lag[inside],
             self.latency[inside],
             self.version[inside],
             self.status[inside],
+            self.features[inside],
         )
 
     def answered_by(self, version: str) -> npt.NDArray[np.float64]:
@@ -116,13 +142,14 @@ class Records:
             latency=self.latency,
             version=self.version,
             status=self.status,
+            features=self.features,
         )
 
     @classmethod
     def read(cls, path: Path) -> Self:
         """Reads what `save` wrote."""
         with np.load(path, allow_pickle=False) as file:
-            return cls(*(file[name] for name in ("scheduled", "lag", "latency", "version", "status")))
+            return cls(*(file[name] for name in _ARRAYS))
 
 
 Percentiles = dict[str, float]
@@ -138,3 +165,14 @@ def percentiles_ms(seconds: npt.NDArray[np.float64]) -> Percentiles:
     points = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99_9": 99.9}
     found = {name: histogram.get_value_at_percentile(point) / 1000 for name, point in points.items()}
     return found | {"max": histogram.get_max_value() / 1000}
+
+
+def curve_ms(seconds: npt.NDArray[np.float64]) -> list[tuple[float, float]]:
+    """Percentile and milliseconds, ever closer to 100, as far as the values reach: what a chart draws."""
+    found = []
+    for nines in np.arange(0, 5.01, 0.25):
+        left = 10.0 ** -float(nines)
+        if len(seconds) * left < 1:
+            break
+        found.append((100 * (1 - left), float(np.quantile(seconds, 1 - left)) * 1000))
+    return found
