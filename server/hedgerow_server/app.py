@@ -7,6 +7,7 @@ import contextlib
 import gc
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version as release
@@ -20,7 +21,7 @@ from hedgerow_server.engine import loading, packing
 from hedgerow_server.engine.catalog import Catalog
 from hedgerow_server.engine.files import ArtifactStore
 from hedgerow_server.engine.loader import Loader, Resolve
-from hedgerow_server.engine.loader_threads import LoaderThreads
+from hedgerow_server.engine.loader_threads import LoaderThreads, be_nice
 from hedgerow_server.engine.probe import ProbeLimits, probe
 from hedgerow_server.engine.runners import Engine
 from hedgerow_server.errors import ServingError
@@ -78,6 +79,9 @@ async def serve(settings: Settings, worker: int, link: WorkerLink) -> None:
         worker: number of this worker, from 0.
         link: tells the supervisor how it goes.
     """
+    # Hashes, files, drops of models: none of it may keep the loop waiting for a core.
+    aside = ThreadPoolExecutor(4, thread_name_prefix="aside", initializer=be_nice)
+    asyncio.get_running_loop().set_default_executor(aside)
     server = settings.server
     requests = open_log(settings.log.requests, worker=worker, workers=server.workers)
     below = settings.engine.inline_below_us

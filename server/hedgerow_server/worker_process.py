@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
 import time
 from collections.abc import Callable
 
+from hedgerow_server.engine.memory import TUNABLES
 from hedgerow_server.link import Channel, Collect, Collected, Failed, FromWorker, Ready, Start, supervisor_end
 from hedgerow_server.telemetry import metrics
 
@@ -53,6 +55,8 @@ class WorkerProcess:
                     f"--link-fd={theirs.fileno()}",
                     f"--serve={entry}",
                     stdin=asyncio.subprocess.DEVNULL,
+                    # What an operator has set wins.
+                    env={"GLIBC_TUNABLES": TUNABLES, **os.environ},
                     pass_fds=(theirs.fileno(),),
                     process_group=0,  # Ctrl-C in a terminal goes to the supervisor alone
                 )

@@ -90,7 +90,7 @@ def _conclude(future: Future[T], work: Callable[[], T]) -> None:
         future.set_result(result)
 
 
-def be_nice(nice: int) -> None:
+def be_nice(nice: int = NICE) -> None:
     """Lowers the priority of this thread alone, where that is possible; for good, a user cannot raise it."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):

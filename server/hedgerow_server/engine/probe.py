@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .trial import ProbeLimits, Verdict, run
+from .trial import NICE, ProbeLimits, Verdict, run
 
 if TYPE_CHECKING:
     from hedgerow_protos.hedgerow_control_pb2 import ServingSpec
@@ -108,6 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             serving = sys.stdin.read() if asked.serving == "-" else Path(asked.serving).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         parser.error(f"cannot read {asked.serving}: {error}")
+    os.nice(NICE)
     # As an exception, so that the child is ended on the way out.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     verdict = run(asked.directory, asked.path, serving, limits)
