@@ -23,9 +23,8 @@ from typing import Any, TypeVar
 from hedgerow_protos.hedgerow_control_pb2 import FeatureView
 
 from hedgerow.errors import StoreError
-from hedgerow.features import cache, values
-from hedgerow.features import load as loading
-from hedgerow.features.load import LoadedRows, Progress
+from hedgerow.features import cache, loading, values
+from hedgerow.features.loading import LoadedRows, Progress
 from hedgerow.features.store import AppliedView, connect
 from hedgerow.features.values import EntityValues, KnownValues
 from hedgerow.view_files import read_views
