@@ -19,9 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import cast
 
-import grpc
-from google.protobuf.message import DecodeError
-from hedgerow_protos.open_inference_pb2 import InferParameter, ModelInferRequest
+from hedgerow_protos.open_inference_pb2 import ModelInferRequest
 
 from hedgerow_server.call import Call, read_trace
 from hedgerow_server.engine.model import Model
@@ -31,7 +29,6 @@ from hedgerow_server.engine.work import Ran, Work
 from hedgerow_server.errors import (
     DeadlineExceeded,
     Internal,
-    InvalidTensor,
     Overloaded,
     ServingError,
     Unavailable,
@@ -40,6 +37,8 @@ from hedgerow_server.errors import (
 from hedgerow_server.gate.deadlines import Deadlines
 from hedgerow_server.routing.table import Choice, RouteTable
 from hedgerow_server.rpc.codec import TensorCodec
+from hedgerow_server.rpc.heads import Heads
+from hedgerow_server.rpc.replies import Encoded
 from hedgerow_server.telemetry.request_log import LogLine, RequestLog
 
 log = logging.getLogger(__name__)
@@ -56,7 +55,9 @@ MAX_HELD_BYTES = 1 << 30
 #: model may have thousands of inputs to enumerate.
 _LONGEST_MESSAGE = 1000
 
+# StatusCode's own properties cost more than the rest of a call's end.
 _OK = 0
+_CANCELLED = (1, "CANCELLED")
 
 
 class Answerer:
@@ -90,6 +91,7 @@ class Answerer:
         self._clock = clock
         self._nanoseconds = nanoseconds
         self._codecs: dict[Choice, TensorCodec] = {}
+        self._heads = Heads()
         self._idle: asyncio.Event = asyncio.Event()
         self._idle.set()
         self.table = RouteTable(0, {})
@@ -127,7 +129,7 @@ class Answerer:
         for call in calls:
             if call.ended:
                 call.trace = read_trace(call.metadata)
-                self._end(call, grpc.StatusCode.CANCELLED)
+                self._end(call, *_CANCELLED)
                 continue
             try:
                 model = self._enter(call, table, now)
@@ -148,23 +150,19 @@ class Answerer:
                 f"the request has {call.size} bytes; this server takes {self._max_message_bytes}. "
                 "Send fewer rows at once, or raise server.max_message_bytes"
             )
-        try:
-            request = ModelInferRequest.FromString(call.payload)
-        except DecodeError:
-            raise InvalidTensor(
-                "the message is not a ModelInferRequest of the Open Inference Protocol"
-            ) from None
-        call.payload = b""
-        call.request_id = request.id
-        call.deadline = self._deadlines.end(
-            now,
-            call.remaining,
-            _integer(request.parameters["timeout"], "timeout") if request.parameters else 0,
-        )
+        payload, call.payload = call.payload, b""
+        request: ModelInferRequest | None = None
+        found = self._heads.find(payload)
+        if found is not None:
+            head, call.request_id, shift = found
+        else:
+            head, request = self._heads.parse(payload)
+            call.request_id, shift = request.id, 0
+        call.deadline = self._deadlines.end(now, call.remaining, head.timeout_us)
         if self.draining:
             raise Unavailable("this server is shutting down; send the request to another")
 
-        choice = table.choose(request.model_name, request.model_version, trace.caller, trace.request_id)
+        choice = table.choose(head.model_name, head.model_version, trace.caller, trace.request_id)
         call.choice = choice
         model = choice.model
         if len(model.queue) >= MAX_WAITING:
@@ -177,10 +175,14 @@ class Answerer:
             )
 
         call.codec = codec = self._codecs[choice]
-        tensors = codec.read(request)
+        seen = codec.recognise(head, payload, shift) if request is None else None
+        if seen is not None:
+            tensors, call.parts = seen
+        else:
+            tensors = codec.read(request or ModelInferRequest.FromString(payload), head)
+            call.parts = tensors.parts
         call.rows = tensors.rows
         call.kind = tensors.kind
-        call.parts = tensors.parts
         call.shapes = tensors.shapes
         call.outputs = tensors.outputs
         call.queued_ns = self._nanoseconds()
@@ -193,37 +195,44 @@ class Answerer:
 
     def finish(self, model: Model, batch: Sequence[Work], result: Ran | Exception) -> None:
         """Answers the calls of a batch that has run; those that ended meanwhile are passed over."""
-        began = self._nanoseconds()
         calls = cast("Sequence[Call]", batch)
-        first = rows = 0
+        if isinstance(result, Ran):
+            self._give(model, calls, result)
+            return
         for call in calls:
-            first, rows = rows, rows + call.rows
             if call.ended:
                 continue
-            if isinstance(result, Ran):
-                call.run_ns = result.run_ns
-                assert call.codec is not None
-                try:
-                    payload = call.codec.write(
-                        call.request_id, result.outputs, call.outputs, first, call.rows, alone=len(calls) == 1
-                    )
-                except ServingError as error:
-                    self._refuse(call, error)
-                except Exception as error:  # noqa: BLE001  as above
-                    self._refuse(call, defect(call, error))
-                else:
-                    self._respond(call, payload)
-            elif call.deadline <= self._clock():
+            if call.deadline <= self._clock():
                 self._refuse(
                     call, DeadlineExceeded("the deadline passed while the model ran; its run was stopped")
                 )
             else:
                 self._refuse(call, defect(call, result))
-        if isinstance(result, Ran) and rows:
-            model.statistics.ran(
-                rows, result.input_ns, result.run_ns, self._nanoseconds() - began, requests=len(calls)
-            )
-            model.statistics.last_inference_ms = int(time.time() * 1000)
+
+    def _give(self, model: Model, calls: Sequence[Call], ran: Ran) -> None:
+        """Gives each call of a batch its rows."""
+        if not calls:
+            return
+        began = self._nanoseconds()
+        outputs = Encoded(ran.outputs, calls[0].outputs, alone=len(calls) == 1)
+        end = 0
+        for call in calls:
+            first, end = end, end + call.rows
+            if call.ended:
+                continue
+            call.run_ns = ran.run_ns
+            assert call.codec is not None
+            try:
+                payload = call.codec.write(call.request_id, outputs, first, call.rows)
+            except ServingError as error:
+                self._refuse(call, error)
+            except Exception as error:  # noqa: BLE001  as above
+                self._refuse(call, defect(call, error))
+            else:
+                self._respond(call, payload)
+        spent_ns = self._nanoseconds() - began
+        model.statistics.ran(ran.rows, ran.input_ns, ran.run_ns, spent_ns, requests=len(calls))
+        model.statistics.last_inference_ms = int(time.time() * 1000)
 
     def expire(self, work: Work) -> None:
         """Tells a call that its time was over before a run began."""
@@ -236,7 +245,7 @@ class Answerer:
         """Ends a call that its caller gave up; whoever shares its batch notices nothing."""
         if call.ended:
             return
-        self._end(call, grpc.StatusCode.CANCELLED)
+        self._end(call, *_CANCELLED)
         if call.queued_ns:
             # Perhaps it was the last of a run that a thread is about to begin.
             self._engine.stop_unwanted_runs()
@@ -251,14 +260,15 @@ class Answerer:
         self._engine.stop_unwanted_runs()
 
     def _respond(self, call: Call, payload: bytes) -> None:
-        self._end(call, grpc.StatusCode.OK)
+        self._end(call, _OK, "OK")
         try:
             call.sink.respond(call, payload, call.trace.trailing)
         except Exception:
             log.exception("the answer to %r could not be sent", call)
 
     def _refuse(self, call: Call, error: ServingError) -> None:
-        self._end(call, error.code, error.error_id if isinstance(error, Internal) else None)
+        number, _ = error.code.value
+        self._end(call, number, error.code.name, error.error_id if isinstance(error, Internal) else None)
         message = str(error)
         if len(message) > _LONGEST_MESSAGE:
             message = message[:_LONGEST_MESSAGE] + "..."
@@ -268,23 +278,23 @@ class Answerer:
             # A transport's trouble with one call is none of its batch-mates'.
             log.exception("the status of %r could not be sent", call)
 
-    def _end(self, call: Call, code: grpc.StatusCode, error_id: str | None = None) -> None:
+    def _end(self, call: Call, code: int, status: str, error_id: str | None = None) -> None:
         """The one place where a call ends: it is counted, logged and lets its version go."""
         call.ended = True
-        total_ns = self._nanoseconds() - call.received_ns
-        number: int = code.value[0]
+        now_ns = self._nanoseconds()
+        total_ns = now_ns - call.received_ns
         choice = call.choice
         model = version = variant = ""
         statistics = self.unrouted
         if choice is not None:
             model, version, variant = choice.model.name, choice.model.version, choice.variant
             statistics = choice.model.statistics
-        statistics.answered(number, total_ns)
+        statistics.answered(code, total_ns)
         queue_ns = 0
         if call.queued_ns:
             # Counted even if no run began: perf_analyzer finds the version that
             # answered by which one's queue count grew.
-            queue_ns = (call.started_ns or self._nanoseconds()) - call.queued_ns
+            queue_ns = (call.started_ns or now_ns) - call.queued_ns
             statistics.queued += 1
             statistics.queue_ns += queue_ns
             assert choice is not None
@@ -294,20 +304,21 @@ class Answerer:
             trace = call.trace
             self._requests.record(
                 LogLine(
-                    time=time.time(),
-                    trace_id=trace.trace_id,
-                    request_id=trace.request_id,
-                    user=trace.caller,
-                    model=model,
-                    version=version,
-                    variant=variant,
-                    outcome="primary" if number == _OK else "",
-                    features="",
-                    queue_ms=round(queue_ns * 1e-6, 4),
-                    run_ms=round(call.run_ns * 1e-6, 4),
-                    total_ms=round(total_ns * 1e-6, 4),
-                    code=code.name,
-                    error_id=error_id,
+                    time.time(),
+                    trace.trace_id,
+                    trace.request_id,
+                    trace.caller,
+                    model,
+                    version,
+                    variant,
+                    "primary" if code == _OK else "",
+                    "",
+                    # Nanoseconds to milliseconds with four digits.
+                    queue_ns // 100 / 10_000,
+                    call.run_ns // 100 / 10_000,
+                    total_ns // 100 / 10_000,
+                    status,
+                    error_id,
                 )
             )
         self.in_flight -= 1
@@ -322,12 +333,3 @@ class Answerer:
 def _said_of(choice: Choice) -> dict[str, str]:
     """What a reply must say of how it came about; nothing in the plain case."""
     return {"hedgerow_variant": choice.variant} if choice.variant in {"challenger", "economy"} else {}
-
-
-def _integer(parameter: InferParameter, name: str) -> int:
-    kind = parameter.WhichOneof("parameter_choice")
-    if kind in {"int64_param", "uint64_param"}:
-        return int(getattr(parameter, kind))
-    if kind is None:
-        return 0
-    raise InvalidTensor(f"parameter {name!r} is a {kind.removesuffix('_param')}; send an integer")

@@ -113,57 +113,60 @@ class Call:
 class Trace:
     """Which trace a request belongs to (W3C Trace Context), and who sent it."""
 
-    __slots__ = ("caller", "flags", "request_id", "span_id", "trace_id")
+    __slots__ = ("caller", "request_id", "trace_id", "trailing")
 
-    def __init__(self, trace_id: str, span_id: str, flags: str, request_id: str, caller: str) -> None:
+    def __init__(
+        self, trace_id: str, request_id: str, caller: str, trailing: list[tuple[str, str | bytes]]
+    ) -> None:
         self.trace_id = trace_id
-        #: This server's span.
-        self.span_id = span_id
-        self.flags = flags
         #: `x-request-id`: the caller's, else the trace id.
         self.request_id = request_id
         #: For sticky routing; empty if the caller did not name itself.
         self.caller = caller
-
-    @property
-    def traceparent(self) -> str:
-        """The header for whoever comes next."""
-        return f"00-{self.trace_id}-{self.span_id}-{self.flags}"
-
-    @property
-    def trailing(self) -> list[tuple[str, str | bytes]]:
-        """What goes back to the caller with every answer."""
-        return [("x-request-id", self.request_id), ("traceparent", self.traceparent)]
+        #: What goes back to the caller with every answer.
+        self.trailing = trailing
 
 
-NO_TRACE = Trace("", "", "00", "", "")
+NO_TRACE = Trace("", "", "", [])
 
 _HEX = frozenset("0123456789abcdef")
 _LONGEST_ID = 128
+_READ = frozenset(("traceparent", "x-request-id", ROUTE_KEY))
 
 
 def read_trace(metadata: Metadata) -> Trace:
-    """Reads `traceparent`, `x-request-id` and `hedgerow-route-key`; a malformed one counts as absent."""
-    trace_id = request_id = caller = ""
+    """Reads `traceparent`, `x-request-id` and `hedgerow-route-key`; a malformed one counts as absent.
+
+    A trace that no caller began is given its ids in one go: they are ids, not secrets.
+    """
+    ids = f"{random.getrandbits(192):048x}"
+    span_id, trace_id = ids[:16], ids[16:]
+    for key, _ in metadata:
+        if key in _READ:
+            return _continue_trace(metadata, trace_id, span_id)
+    return Trace(
+        trace_id, trace_id, "", [("x-request-id", trace_id), ("traceparent", f"00-{trace_id}-{span_id}-00")]
+    )
+
+
+def _continue_trace(metadata: Metadata, trace_id: str, span_id: str) -> Trace:
+    request_id = caller = ""
     flags = "00"
     for key, value in metadata:
+        if not isinstance(value, str):
+            continue
         if key == "traceparent":
-            if isinstance(value, str) and _is_traceparent(value):
+            if _is_traceparent(value):
                 trace_id, flags = value[3:35], value[53:55]
         elif key == "x-request-id":
             # It goes back in a header, where only printable ASCII may stand.
-            if (
-                isinstance(value, str)
-                and len(value) <= _LONGEST_ID
-                and value.isascii()
-                and value.isprintable()
-            ):
+            if len(value) <= _LONGEST_ID and value.isascii() and value.isprintable():
                 request_id = value.strip()
-        elif key == ROUTE_KEY and isinstance(value, str) and len(value) <= _LONGEST_ID:
+        elif key == ROUTE_KEY and len(value) <= _LONGEST_ID:
             caller = value
-    if not trace_id:
-        trace_id = f"{random.getrandbits(128):032x}"  # ids, not secrets
-    return Trace(trace_id, f"{random.getrandbits(64):016x}", flags, request_id or trace_id, caller)
+    request_id = request_id or trace_id
+    traceparent = f"00-{trace_id}-{span_id}-{flags}"
+    return Trace(trace_id, request_id, caller, [("x-request-id", request_id), ("traceparent", traceparent)])
 
 
 def _is_traceparent(value: str) -> bool:

@@ -16,6 +16,7 @@ from hedgerow_server.engine.model import Model
 from hedgerow_server.engine.work import assemble
 from hedgerow_server.errors import Internal, InvalidTensor, Unimplemented
 from hedgerow_server.rpc.codec import TensorCodec
+from hedgerow_server.rpc.replies import Encoded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -54,9 +55,9 @@ def run_alone(of: Model, codec: TensorCodec, made: ModelInferRequest) -> ModelIn
     work = Call(b"", (), None, None, 0, 0)  # type: ignore[arg-type]  no sink: nothing is sent
     work.rows, work.parts, work.shapes, work.outputs = read.rows, read.parts, read.shapes, read.outputs
     names = of.output_names if read.outputs is None else [of.output_names[i] for i in read.outputs]
-    outputs = of.run(names, assemble(of.signature, [work]), None)
+    outputs = of.run(names, assemble(of.signature, [work], work.rows), None)
     return ModelInferResponse.FromString(
-        codec.write(made.id, outputs, read.outputs, 0, read.rows, alone=True)
+        codec.write(made.id, Encoded(outputs, read.outputs, alone=True), 0, read.rows)
     )
 
 
@@ -138,12 +139,12 @@ def test_each_request_gets_its_own_rows_of_a_batch(rows: tuple[int, ...]) -> Non
             )
             sent.append(inputs)
             works.append(work)
-        outputs = of.run(of.output_names, assemble(of.signature, works), None)
+        outputs = of.run(of.output_names, assemble(of.signature, works, count), None)
         first = 0
         for inputs, work in zip(sent, works, strict=True):
             reply = tensors(
                 ModelInferResponse.FromString(
-                    codec.write("", outputs, None, first, work.rows, alone=len(works) == 1)
+                    codec.write("", Encoded(outputs, None, alone=len(works) == 1), first, work.rows)
                 )
             )
             first += work.rows
@@ -479,11 +480,11 @@ def test_an_answer_that_is_not_finite_is_refused_row_by_row() -> None:
     of = model("logarithm", nan={"outputs": "NAN_CHOICE_REJECT"})
     codec = TensorCodec(of)
     with np.errstate(all="ignore"):
-        outputs = [np.log(np.array([[1, 2], [-1, 1], [3, 4]], np.float32))]
-    codec.write("", outputs, None, 0, 1, alone=False)
+        outputs = Encoded([np.log(np.array([[1, 2], [-1, 1], [3, 4]], np.float32))], None, alone=False)
+    codec.write("", outputs, 0, 1)
     with pytest.raises(Internal):
-        codec.write("", outputs, None, 1, 1, alone=False)
-    codec.write("", outputs, None, 2, 1, alone=False)
+        codec.write("", outputs, 1, 1)
+    codec.write("", outputs, 2, 1)
 
 
 # ----------------------------------------------------------------- whatever comes

@@ -1,15 +1,17 @@
 """Which waiting requests run together: a plain queue without clock or I/O.
 
-Natural batching: nothing waits for company. When a runner is free it takes
-what is there, up to the model's largest batch. Requests that ended meanwhile
-(cancelled, or past their deadline) are dropped before the batch forms, so a
-batch never depends on a request that nobody waits for.
+Natural batching: nothing waits for company, unless a model asks for it
+(`Wait`). When a runner is free it takes what is there, up to the model's largest
+batch, and no more than still meets the deadline of every request in it. Requests
+that ended meanwhile (cancelled, or past their deadline) are dropped before the
+batch forms, so a batch never depends on a request that nobody waits for.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 
@@ -35,8 +37,26 @@ class Waiting(Protocol):
     def ended(self) -> bool:
         """Nobody waits for the answer any more."""
 
+    @property
+    def queued_ns(self) -> int:
+        """Nanoseconds on the clock of `take`, at which it joined."""
+
 
 W = TypeVar("W", bound=Waiting)
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """How long requests may wait for company, as in Triton's dynamic batcher.
+
+    Attributes:
+        seconds: The first request of a batch waits so long at most; 0 is not at all.
+        preferred: Rows that a batch should have, ascending; a batch takes the largest of
+            them that it can fill, and what is over goes into the next. Empty: as many as fit.
+    """
+
+    seconds: float = 0.0
+    preferred: tuple[int, ...] = ()
 
 
 class BatchQueue(Generic[W]):
@@ -44,15 +64,21 @@ class BatchQueue(Generic[W]):
 
     Requests of one kind stand in one line, in order of arrival; the lines take
     turns, so a rare shape is not starved by a common one.
+
+    Args:
+        max_rows: rows in one run at most.
+        wait: for company.
     """
 
-    __slots__ = ("_length", "_lines", "_max_rows")
+    __slots__ = ("_length", "_lines", "_max_rows", "_rows", "_wait")
 
-    def __init__(self, max_rows: int) -> None:
+    def __init__(self, max_rows: int, wait: Wait = Wait()) -> None:
         self._max_rows = max(1, max_rows)
+        self._wait = wait
         # The first line is the next to be served.
         self._lines: dict[Hashable, deque[W]] = {}
         self._length = 0
+        self._rows = 0
 
     def __len__(self) -> int:
         return self._length
@@ -70,17 +96,45 @@ class BatchQueue(Generic[W]):
             line = self._lines[kind] = deque()
         line.append(request)
         self._length += 1
+        self._rows += request.rows
 
     def next_rows(self) -> int:
-        """Rows of the next batch, or some more if requests in it have ended."""
-        rows = 0
-        for request in next(iter(self._lines.values()), ()):
-            if rows and rows + request.rows > self._max_rows:
-                return self._max_rows
-            rows += request.rows
-        return rows
+        """Rows of the next batch, or some more: requests in it may have ended, or be of several kinds."""
+        for line in self._lines.values():
+            return max(line[0].rows, min(self._rows, self._max_rows))
+        return 0
 
-    def take(self, now: float) -> tuple[list[W], list[W]]:
+    def due(self, now: float, expected: float) -> float:
+        """When the next batch should run.
+
+        Args:
+            now: seconds, on the clock of the deadlines.
+            expected: seconds that the run will take.
+
+        Returns:
+            `now`, or until when its first request still waits for company: no longer than
+            it may, and not so long that the run would be too late for one of them.
+        """
+        wait = self._wait
+        if not wait.seconds:
+            return now
+        for line in self._lines.values():
+            first = line[0]
+            full = wait.preferred[-1] if wait.preferred else self._max_rows
+            rows = 0
+            due = first.queued_ns * 1e-9 + wait.seconds
+            for request in line:
+                rows += request.rows
+                # Twice the run: what is expected is an average.
+                due = min(due, request.deadline - 2 * expected)
+                if rows >= full or due <= now or request.kind is None:
+                    return now
+            return due
+        return now
+
+    def take(
+        self, now: float, expected: float = 0.0, expect: Callable[[int], float] | None = None
+    ) -> tuple[list[W], list[W]]:
         """Takes the next batch: as much of the next line as fits in one run.
 
         A request larger than the largest batch runs alone, whole: splitting it
@@ -88,6 +142,9 @@ class BatchQueue(Generic[W]):
 
         Args:
             now: seconds, on the clock of the deadlines.
+            expected: seconds that a run of `next_rows` takes.
+            expect: seconds that a run of so many rows takes; a batch grows no further where
+                it would miss the deadline of one of its requests.
 
         Returns:
             The batch, empty if nothing waits; and the requests that ran out of
@@ -96,22 +153,34 @@ class BatchQueue(Generic[W]):
         batch: list[W] = []
         expired: list[W] = []
         room = self._max_rows
+        if self._wait.preferred:
+            room = max((rows for rows in self._wait.preferred if rows <= self._rows), default=room)
+        # Whose deadline is later than this has time for any batch.
+        ample = now + expected
+        earliest = float("inf")
         lines = self._lines
         while lines and not batch:
             kind = next(iter(lines))
             line = lines.pop(kind)
             while line:
                 request = line[0]
+                rows = request.rows
                 if request.ended:
                     line.popleft()
                 elif request.deadline <= now:
                     expired.append(line.popleft())
-                elif not batch or request.rows <= room:
+                elif not batch or rows <= room:
+                    earliest = min(earliest, request.deadline)
+                    if earliest < ample and batch and expect is not None:
+                        taken = sum([other.rows for other in batch])
+                        if now + expect(taken + rows) > earliest:
+                            break
                     batch.append(line.popleft())
-                    room -= request.rows
+                    room -= rows
                 else:
                     break
                 self._length -= 1
+                self._rows -= rows
             if line:
                 lines[kind] = line
         return batch, expired
@@ -122,10 +191,13 @@ class BatchQueue(Generic[W]):
         for kind, line in list(self._lines.items()):
             kept: deque[W] = deque()
             for request in line:
-                if request.ended:
+                if not request.ended and request.deadline > now:
+                    kept.append(request)
                     continue
-                (expired if request.deadline <= now else kept).append(request)
-            self._length -= len(line) - len(kept)
+                self._length -= 1
+                self._rows -= request.rows
+                if not request.ended:
+                    expired.append(request)
             if kept:
                 self._lines[kind] = kept
             else:
@@ -136,5 +208,5 @@ class BatchQueue(Generic[W]):
         """Takes everything that waits."""
         rest = [request for line in self._lines.values() for request in line]
         self._lines.clear()
-        self._length = 0
+        self._length = self._rows = 0
         return rest

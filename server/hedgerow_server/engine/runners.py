@@ -53,8 +53,8 @@ class Engine:
         self._busy = 0
         # Models with requests that wait for a runner; the first is next.
         self._hungry: dict[Model, None] = {}
-        # Models whose inline runs go on in the loop's next turn.
-        self._deferred: set[Model] = set()
+        # Models whose runs go on in the loop's next turn, or when their requests have waited for company.
+        self._deferred: dict[Model, tuple[float, asyncio.Handle]] = {}
         self._runs: set[Run] = set()
         self._sweep: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -92,34 +92,46 @@ class Engine:
     def run_waiting(self, model: Model) -> None:
         """Runs what waits for `model`, as far as runners are free."""
         queue = model.queue
-        turn_ends = time.monotonic() + INLINE_TURN_SECONDS
+        now = began = time.monotonic()
         while len(queue):
-            inline = model.latency.expect(queue.next_rows()) < self.inline_below
+            expect = model.latency.expect
+            expected = expect(queue.next_rows())
+            due = queue.due(now, expected)
+            if due > now:
+                self._defer(model, due)
+                return
+            inline = expected < self.inline_below
             if not inline and not self._may_start(model):
                 self._hungry[model] = None
                 self._watch()
                 return
-            batch, expired = queue.take(time.monotonic())
+            batch, expired = queue.take(now, expected, expect)
             for work in expired:
                 self._expire(work)
-            if not batch:
-                continue
-            if inline:
-                self._conclude(model, execute(model, batch, None))
-                if len(queue) and time.monotonic() > turn_ends:
-                    self._defer(model)
+            if batch:
+                if inline:
+                    self._conclude(model, execute(model, batch, None))
+                else:
+                    self._start_run(model, batch)
+            if len(queue):
+                now = time.monotonic()
+                if now > began + INLINE_TURN_SECONDS:
+                    self._defer(model, 0.0)
                     return
-            else:
-                self._start_run(model, batch)
 
-    def _defer(self, model: Model) -> None:
+    def _defer(self, model: Model, until: float) -> None:
+        """Comes back to a model at a time on the loop's clock; in its next turn if that has passed."""
         assert self._loop is not None
-        if model not in self._deferred:
-            self._deferred.add(model)
-            self._loop.call_soon(self._resume, model)
+        deferred = self._deferred.get(model)
+        if deferred is not None:
+            if deferred[0] <= until:
+                return
+            deferred[1].cancel()
+        # uvloop's timers have whole milliseconds; a shorter wait takes one.
+        self._deferred[model] = (until, self._loop.call_at(until, self._resume, model))
 
     def _resume(self, model: Model) -> None:
-        self._deferred.discard(model)
+        self._deferred.pop(model, None)
         self.run_waiting(model)
 
     def _may_start(self, model: Model) -> bool:
@@ -164,8 +176,7 @@ class Engine:
     def _conclude(self, model: Model, results: list[tuple[list[Work], Ran | Exception]]) -> None:
         for part, result in results:
             if isinstance(result, Ran):
-                rows = sum([work.rows for work in part])
-                model.latency.observe(rows, result.run_ns * 1e-9)
+                model.latency.observe(result.rows, result.run_ns * 1e-9)
             elif isinstance(result, BatchShapeError):
                 if model.batches:
                     log.warning("%r: %s; its requests run one by one from now on", model, result)
@@ -207,6 +218,8 @@ class Engine:
         """Terminates what still runs and ends the threads."""
         for run in self._runs:
             run.terminate()
+        for _, timer in self._deferred.values():
+            timer.cancel()
         if self._sweep is not None:
             self._sweep.cancel()
         await asyncio.get_running_loop().run_in_executor(None, self._threads.shutdown)
@@ -254,23 +267,24 @@ def execute(
 
 def _execute_once(model: Model, batch: Sequence[Work], options: ort.RunOptions | None) -> Ran | Exception:
     began = time.perf_counter_ns()
+    rows = 0
     for work in batch:
         work.started_ns = began
+        rows += work.rows
     try:
-        feeds = assemble(model.signature, batch)
+        feeds = assemble(model.signature, batch, rows)
         asked = batch[0].outputs
         names = model.output_names if asked is None else [model.output_names[i] for i in asked]
         assembled = time.perf_counter_ns()
         outputs = model.run(names, feeds, options)
         ended = time.perf_counter_ns()
         if len(batch) > 1:
-            rows = sum([work.rows for work in batch])
             for name, output in zip(names, outputs, strict=True):
                 if not output.shape or output.shape[0] != rows:
                     return BatchShapeError(f"output {name!r} has shape {output.shape} for {rows} rows")
     except Exception as error:  # noqa: BLE001  ONNX Runtime's errors share no base class but Exception
         return error
-    return Ran(outputs, assembled - began, ended - assembled)
+    return Ran(outputs, rows, assembled - began, ended - assembled)
 
 
 def _nothing() -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 #: Upper bounds in seconds of the latency buckets: 10 µs times 2^(i/4), i < 88 (41 s).
 #: Part of the control protocol (hedgerow_control.proto, VersionStats).
 LATENCY_BOUNDS: tuple[float, ...] = tuple(1e-5 * 2 ** (i / 4) for i in range(88))
+_BOUNDS_NS = tuple(int(bound * 1e9) for bound in LATENCY_BOUNDS)
 
 #: Runs of up to so many rows are told apart; larger ones only by the next power of two. A request
 #: may bring as many rows as fit in a message, and each number that it ever was would stay.
@@ -53,7 +54,7 @@ class VersionStatistics:
             self.success_ns += ns
         else:
             self.fail_ns += ns
-        self.latency[bisect_left(LATENCY_BOUNDS, ns * 1e-9)] += 1
+        self.latency[bisect_left(_BOUNDS_NS, ns)] += 1
 
     def ran(self, rows: int, input_ns: int, run_ns: int, output_ns: int, *, requests: int = 1) -> None:
         """Counts one run over `rows` rows of `requests` requests."""

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from typing import Protocol, cast
 
+import msgspec
 import numpy as np
 
 from hedgerow_server.engine.signature import Signature
 
 #: One input of one request: the tensor's bytes, row-major and little-endian,
 #: or for BYTES tensors an array of str objects.
-Part = bytes | np.ndarray
+Part = bytes | memoryview | np.ndarray
 
 
 class Work(Protocol):
@@ -32,23 +32,28 @@ class Work(Protocol):
     started_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class Ran:
+class Ran(msgspec.Struct, frozen=True):
     """One run that gave outputs.
 
-    `outputs` are those asked for, over all rows of the batch. The parts of its
+    `outputs` are those asked for, over all `rows` of the batch. The parts of its
     time are nanoseconds.
     """
 
     outputs: list[np.ndarray]
+    rows: int
     input_ns: int
     run_ns: int
 
 
-def assemble(signature: Signature, batch: Sequence[Work]) -> dict[str, np.ndarray]:
+def assemble(signature: Signature, batch: Sequence[Work], rows: int) -> dict[str, np.ndarray]:
     """The feeds of one run: the inputs of all requests, one behind the other.
 
     A single request's tensors are not copied.
+
+    Args:
+        signature: of the model.
+        batch: the requests.
+        rows: of all of them together.
 
     Returns:
         Input name -> array; read-only where it lies on a request's own bytes.
@@ -61,7 +66,6 @@ def assemble(signature: Signature, batch: Sequence[Work]) -> dict[str, np.ndarra
             array = part if isinstance(part, np.ndarray) else np.frombuffer(part, spec.datatype.dtype)
             feeds[spec.name] = array.reshape(first.shapes[i])
         return feeds
-    rows = sum([work.rows for work in batch])
     for i, spec in enumerate(signature.inputs):
         shape = (rows, *first.shapes[i][1:])
         parts = [work.parts[i] for work in batch]

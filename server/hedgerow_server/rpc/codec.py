@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from hedgerow_protos.hedgerow_control_pb2 import NAN_CHOICE_REJECT
-from hedgerow_protos.open_inference_pb2 import ModelInferRequest, ModelInferResponse
+from hedgerow_protos.open_inference_pb2 import ModelInferRequest
 
 from hedgerow_server.engine.model import Model
 from hedgerow_server.engine.signature import TensorSpec
 from hedgerow_server.engine.work import Part
-from hedgerow_server.errors import Internal, InvalidTensor, Unimplemented
-from hedgerow_server.rpc.elements import read_bytes_tensor, read_contents, shown, write_bytes_tensor
+from hedgerow_server.errors import InvalidTensor, Unimplemented
+from hedgerow_server.rpc.elements import read_bytes_tensor, read_contents, shown
+from hedgerow_server.rpc.heads import KNOWN_HEADS, Head
+from hedgerow_server.rpc.replies import Encoded, ReplyWriter
 
 #: Shapes remembered for each model as fitting; enough for every batch size of a
 #: model with a few dynamic dimensions, and a bound for one with many.
@@ -65,22 +67,54 @@ class TensorCodec:
     def __init__(self, model: Model, parameters: dict[str, str] | None = None) -> None:
         signature = model.signature
         self._model = model
-        self._parameters = parameters or {}
         self._specs = signature.inputs
         self._positions = {spec.name: i for i, spec in enumerate(signature.inputs)}
         self._output_positions = {spec.name: i for i, spec in enumerate(signature.outputs)}
         self._has_batch = signature.max_batch_size > 0
         self._check_inputs = model.serving.nan.inputs == NAN_CHOICE_REJECT
-        self._check_outputs = model.serving.nan.outputs == NAN_CHOICE_REJECT
         # (name, datatype, *shape) -> (position, bytes or -1, shape): checked before.
         self._known: dict[tuple[Any, ...], tuple[int, int, tuple[int, ...]]] = {}
-        # Outputs and shapes -> the reply's constant fields, encoded.
-        self._prefixes: dict[Hashable, bytes] = {}
+        # What requests with a known head bring, and their raw tensors' places in `parts` where these differ.
+        self._seen: dict[Head, tuple[Tensors, tuple[int, ...] | None]] = {}
+        self._replies = ReplyWriter(
+            model, parameters or {}, reject_nan=model.serving.nan.outputs == NAN_CHOICE_REJECT
+        )
 
     # ------------------------------------------------------------- requests
 
-    def read(self, request: ModelInferRequest) -> Tensors:
+    def recognise(self, head: Head, payload: bytes, shift: int) -> tuple[Tensors, list[Part]] | None:
+        """The tensors of a request whose head came before and was found to fit.
+
+        Args:
+            head: of the message.
+            payload: the message.
+            shift: bytes of its id.
+
+        Returns:
+            What `read` found for that head, whose parts are another request's, and this one's parts;
+            None if this codec has not seen it.
+
+        Raises:
+            InvalidTensor: a value is refused by the model's policy on NaN.
+        """
+        seen = self._seen.get(head)
+        if seen is None:
+            return None
+        tensors, places = seen
+        parts = head.raws(payload, shift)
+        if places is not None:
+            parts = [parts[place] for place in places]
+        if self._check_inputs:
+            for part, spec in zip(parts, self._specs, strict=True):
+                _refuse_nan(part, spec)
+        return tensors, parts
+
+    def read(self, request: ModelInferRequest, head: Head | None = None) -> Tensors:
         """Checks a request's tensors against the model.
+
+        Args:
+            request: as parsed.
+            head: its head, if others may be recognised by it.
 
         Raises:
             InvalidTensor: they do not fit; says which, why, and what would.
@@ -137,7 +171,20 @@ class TensorCodec:
                 _refuse_nan(part, spec)
         outputs = self._asked_outputs(request) if request.outputs else None
         rows, kind = self._rows(shapes, outputs)
-        return Tensors(parts, shapes, rows, kind, outputs)  # type: ignore[arg-type]  # none is None: count and names agree
+        tensors = Tensors(parts, shapes, rows, kind, outputs)  # type: ignore[arg-type]  # none is None: count and names agree
+        if head is not None and head.is_known and raws:
+            self._remember(head, request, tensors)
+        return tensors
+
+    def _remember(self, head: Head, request: ModelInferRequest, tensors: Tensors) -> None:
+        # The elements of a BYTES tensor are looked at one by one each time.
+        if all(spec.datatype.itemsize for spec in self._specs):
+            order = [self._positions[tensor.name] for tensor in request.inputs]
+            places = tuple(order.index(position) for position in range(len(order)))
+            if len(self._seen) >= KNOWN_HEADS:
+                self._seen.clear()
+            kept = replace(tensors, parts=[])
+            self._seen[head] = (kept, None if places == tuple(range(len(places))) else places)
 
     def _rows(
         self, shapes: list[tuple[int, ...]], outputs: tuple[int, ...] | None
@@ -247,25 +294,14 @@ class TensorCodec:
 
     # -------------------------------------------------------------- replies
 
-    def write(
-        self,
-        request_id: str,
-        outputs: Sequence[np.ndarray],
-        asked: tuple[int, ...] | None,
-        first: int,
-        rows: int,
-        *,
-        alone: bool,
-    ) -> bytes:
+    def write(self, request_id: str, outputs: Encoded, first: int, rows: int) -> bytes:
         """Encodes the reply to one request.
 
         Args:
             request_id: the request's own id, given back.
-            outputs: of the whole run, as `asked` for.
-            asked: positions of these outputs in the model; None: all.
+            outputs: of the whole run.
             first: the request's first row in the outputs.
             rows: how many rows are its own.
-            alone: the run was for this request only: the outputs are its own whole.
 
         Returns:
             A `ModelInferResponse`. Contents are always raw: Triton's C++ client
@@ -274,53 +310,7 @@ class TensorCodec:
         Raises:
             Internal: an output has NaN or infinity and the model's policy rejects it.
         """
-        pieces: list[Any] = [b""]
-        shapes: list[tuple[int, ...]] = []
-        for output in outputs:
-            mine = output if alone else output[first : first + rows]
-            shapes.append(mine.shape)
-            if mine.dtype.hasobject:
-                raw: Any = write_bytes_tensor(mine)
-                size = len(raw)
-            else:
-                if self._check_outputs and mine.dtype.kind == "f" and not np.isfinite(mine).all():
-                    raise Internal("the model's answer is not a finite number, which its policy rejects")
-                raw = mine.data if mine.flags.c_contiguous else np.ascontiguousarray(mine).data
-                size = mine.nbytes
-                if not size:
-                    raw = b""
-            pieces.append(b"\x32" + _varint(size))
-            pieces.append(raw)
-        key = (asked, *shapes)
-        prefix = self._prefixes.get(key)
-        if prefix is None:
-            prefix = self._prefix(asked, outputs, shapes, key)
-        if request_id:
-            encoded = request_id.encode()
-            prefix = prefix + b"\x1a" + _varint(len(encoded)) + encoded
-        pieces[0] = prefix
-        return b"".join(pieces)
-
-    def _prefix(
-        self,
-        asked: tuple[int, ...] | None,
-        outputs: Sequence[np.ndarray],
-        shapes: list[tuple[int, ...]],
-        key: Hashable,
-    ) -> bytes:
-        specs = self._model.signature.outputs
-        positions = range(len(specs)) if asked is None else asked
-        reply = ModelInferResponse(model_name=self._model.name, model_version=self._model.version)
-        for name, value in self._parameters.items():
-            reply.parameters[name].string_param = value
-        for position, _, shape in zip(positions, outputs, shapes, strict=True):
-            spec = specs[position]
-            reply.outputs.add(name=spec.name, datatype=spec.datatype.name, shape=shape)
-        prefix: bytes = reply.SerializeToString()
-        if len(self._prefixes) >= KNOWN_SHAPES:
-            self._prefixes.clear()
-        self._prefixes[key] = prefix
-        return prefix
+        return self._replies.write(request_id, outputs, first, rows)
 
 
 def _refuse_nan(part: Part, spec: TensorSpec) -> None:
@@ -337,15 +327,3 @@ def _refuse_nan(part: Part, spec: TensorSpec) -> None:
 
 def _no_shared_memory() -> Unimplemented:
     return Unimplemented("shared memory is not supported; send the tensor in raw_input_contents")
-
-
-def _varint(value: int) -> bytes:
-    """Protobuf's base-128 number, at most 5 bytes here."""
-    if value < 0x80:
-        return bytes((value,))
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)

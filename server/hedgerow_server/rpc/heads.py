@@ -1,0 +1,216 @@
+"""Requests recognised by their first bytes.
+
+A ModelInferRequest is its head (names, shapes, parameters) and, behind it, the
+tensors' bytes. A caller's head is the same from call to call, so what was parsed
+and checked once is remembered by the head's bytes: the next request with it costs
+one look-up in place of a parse. Only the request's id differs from call to call;
+it is cut out before the look-up.
+
+This is exact, not a guess: protobuf's fields are independent of each other, so
+two messages that agree byte for byte in all but the contents of the id and of the
+raw tensors, and in the lengths of these, mean the same but for them. A message in
+any other order of fields, or with typed contents, is parsed as usual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from google.protobuf.message import DecodeError
+from hedgerow_protos.open_inference_pb2 import InferParameter, ModelInferRequest
+
+from hedgerow_server.engine.work import Part
+from hedgerow_server.errors import InvalidTensor
+
+#: Heads remembered at once; then all are forgotten, and learned anew.
+KNOWN_HEADS = 2048
+#: Bytes of a head that is worth remembering.
+LONGEST_HEAD = 2048
+#: From so many bytes on a tensor is not copied out of its message, but seen in it.
+VIEWED_BYTES = 4096
+
+_RAW_TAG = 0x3A  # field 7, length-delimited
+_NAME_TAG, _VERSION_TAG, _ID_TAG = 0x0A, 0x12, 0x1A
+_ONE_BYTE = 0x80  # lengths below it take one byte
+
+
+class Head:
+    """What a request says before its tensors; a key by identity.
+
+    Attributes:
+        model_name: The model asked for.
+        model_version: The version asked for; empty for the one in service.
+        timeout_us: Triton's `timeout` parameter, microseconds; 0 without one.
+        is_known: Whether it is remembered, so that others may remember what they found out about it.
+    """
+
+    __slots__ = ("_separators", "_size", "_spans", "is_known", "model_name", "model_version", "timeout_us")
+
+    def __init__(self, model_name: str, model_version: str, timeout_us: int) -> None:
+        self.model_name = model_name
+        self.model_version = model_version
+        self.timeout_us = timeout_us
+        self.is_known = False
+        # Of a message without id: its length, where the tensors lie in it, and what stands between them.
+        self._size = 0
+        self._spans: tuple[tuple[int, int], ...] = ()
+        self._separators: tuple[tuple[int, bytes], ...] = ()
+
+    def fits(self, payload: bytes, shift: int) -> bool:
+        """Whether a message that begins as this head does also goes on as it says, to its very end."""
+        if len(payload) - shift != self._size:
+            return False
+        return not self._separators or all(
+            payload.startswith(tag, at + shift) for at, tag in self._separators
+        )
+
+    def learn(
+        self, size: int, spans: tuple[tuple[int, int], ...], separators: tuple[tuple[int, bytes], ...]
+    ) -> None:
+        """Takes the layout of a message without its id; from then on it is known."""
+        self._size = size
+        self._spans = spans
+        self._separators = separators
+        self.is_known = True
+
+    def raws(self, payload: bytes, shift: int) -> list[Part]:
+        """The raw tensors of a message with this head, in the message's order."""
+        return [
+            payload[begin + shift : end + shift]
+            if end - begin < VIEWED_BYTES
+            else memoryview(payload)[begin + shift : end + shift]
+            for begin, end in self._spans
+        ]
+
+
+class Heads:
+    """Holds the heads of earlier requests."""
+
+    def __init__(self) -> None:
+        self._heads: dict[bytes, Head] = {}
+        # Length of a message without its id -> the lengths of the heads that such messages had.
+        self._sizes: dict[int, tuple[int, ...]] = {}
+
+    def __len__(self) -> int:
+        return len(self._heads)
+
+    def find(self, payload: bytes) -> tuple[Head, str, int] | None:
+        """The remembered head of a message.
+
+        Returns:
+            The head, the request's id and how many bytes it takes in the message; None if the head is new.
+        """
+        for size in self._sizes.get(len(payload), ()):
+            head = self._heads.get(payload[:size])
+            if head is not None and head.fits(payload, 0):
+                return head, "", 0
+        begin, end = _id_span(payload)
+        shift = end - begin
+        if shift:
+            for size in self._sizes.get(len(payload) - shift, ()):
+                head = self._heads.get(payload[:begin] + payload[end : size + shift])
+                if head is not None and head.fits(payload, shift):
+                    try:
+                        return head, payload[begin + 2 : end].decode(), shift
+                    except UnicodeDecodeError:
+                        return None
+        return None
+
+    def parse(self, payload: bytes) -> tuple[Head, ModelInferRequest]:
+        """Parses a message, and remembers its head if others can be recognised by it.
+
+        Raises:
+            InvalidTensor: It is no ModelInferRequest, or a parameter is of the wrong type.
+        """
+        try:
+            request = ModelInferRequest.FromString(payload)
+        except DecodeError:
+            raise InvalidTensor(
+                "the message is not a ModelInferRequest of the Open Inference Protocol"
+            ) from None
+        timeout_us = _integer(request.parameters["timeout"], "timeout") if request.parameters else 0
+        head = Head(request.model_name, request.model_version, timeout_us)
+        if request.raw_input_contents:
+            self._learn(head, payload, request)
+        return head, request
+
+    def _learn(self, head: Head, payload: bytes, request: ModelInferRequest) -> None:
+        begin, end = _id_span(payload)
+        without_id = payload[:begin] + payload[end:]
+        spans, separators = _layout(without_id, request.raw_input_contents)
+        if not spans or spans[0][0] > LONGEST_HEAD:
+            return
+        size = spans[0][0]
+        fields = without_id[: size - len(separators[0][1])]
+        try:
+            alone = ModelInferRequest.FromString(fields)
+        except DecodeError:
+            return
+        if alone.id or alone.raw_input_contents:
+            return  # The id, or a tensor, stands somewhere else as well.
+        if len(self._heads) >= KNOWN_HEADS:
+            self._heads.clear()
+            self._sizes.clear()
+        head.learn(len(without_id), spans, separators[1:])  # the first ends the head
+        self._heads[without_id[:size]] = head
+        sizes = self._sizes.get(len(without_id), ())
+        if size not in sizes:
+            self._sizes[len(without_id)] = (*sizes, size)
+
+
+def _layout(
+    payload: bytes, raws: Sequence[bytes]
+) -> tuple[tuple[tuple[int, int], ...], tuple[tuple[int, bytes], ...]]:
+    """Where raw tensors lie at the end of a message, and the tags before each; nothing if they do not."""
+    spans: list[tuple[int, int]] = []
+    separators: list[tuple[int, bytes]] = []
+    end = len(payload)
+    for raw in reversed(raws):
+        begin = end - len(raw)
+        tag = bytes((_RAW_TAG,)) + varint(len(raw))
+        if begin < len(tag) or payload[begin - len(tag) : begin] != tag or payload[begin:end] != raw:
+            return (), ()
+        spans.append((begin, end))
+        separators.append((begin - len(tag), tag))
+        end = begin - len(tag)
+    return tuple(reversed(spans)), tuple(reversed(separators))
+
+
+def _id_span(payload: bytes) -> tuple[int, int]:
+    """Where the id stands, tag and length included, in a message whose fields are in order; (0, 0) if not."""
+    at = 0
+    try:
+        if payload[at] == _NAME_TAG:
+            if payload[at + 1] >= _ONE_BYTE:
+                return 0, 0
+            at += 2 + payload[at + 1]
+        if payload[at] == _VERSION_TAG:
+            if payload[at + 1] >= _ONE_BYTE:
+                return 0, 0
+            at += 2 + payload[at + 1]
+        if payload[at] == _ID_TAG and payload[at + 1] < _ONE_BYTE:
+            return at, at + 2 + payload[at + 1]
+    except IndexError:
+        pass
+    return 0, 0
+
+
+def _integer(parameter: InferParameter, name: str) -> int:
+    kind = parameter.WhichOneof("parameter_choice")
+    if kind in {"int64_param", "uint64_param"}:
+        return int(getattr(parameter, kind))
+    if kind is None:
+        return 0
+    raise InvalidTensor(f"parameter {name!r} is a {kind.removesuffix('_param')}; send an integer")
+
+
+def varint(value: int) -> bytes:
+    """Protobuf's base-128 number."""
+    if value < _ONE_BYTE:
+        return bytes((value,))
+    out = bytearray()
+    while value >= _ONE_BYTE:
+        out.append(value & 0x7F | _ONE_BYTE)
+        value >>= 7
+    out.append(value)
+    return bytes(out)

@@ -1,0 +1,150 @@
+"""Replies: a run's outputs, each request's rows of them, as encoded messages.
+
+What a reply says before its tensors is the same for every request of a version
+that brought as many rows, so it is encoded once; a reply is that and a slice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from hedgerow_protos.open_inference_pb2 import ModelInferResponse
+
+from hedgerow_server.engine.model import Model
+from hedgerow_server.errors import Internal
+from hedgerow_server.rpc.elements import write_bytes_tensor
+from hedgerow_server.rpc.heads import varint
+
+#: Shapes of replies remembered for each version; see KNOWN_HEADS.
+KNOWN_FRAMES = 1024
+#: Outputs up to so many bytes are copied out of the array at once: a slice of bytes costs half of a view's.
+COPIED_BYTES = 65_536
+
+_RAW_TAG = b"\x32"  # field 6, length-delimited
+
+
+class Encoded:
+    """The outputs of one run, seen as bytes.
+
+    Args:
+        outputs: over all rows of the run.
+        asked: their positions in the model; None: all, in its order.
+        alone: the run was for one request: the outputs are its own whole.
+    """
+
+    __slots__ = ("_datas", "alone", "arrays", "asked", "frames", "shapes", "strides")
+
+    def __init__(self, outputs: Sequence[np.ndarray], asked: tuple[int, ...] | None, *, alone: bool) -> None:
+        self.arrays = outputs
+        self.asked = asked
+        self.alone = alone
+        #: Whole if alone, else without the rows.
+        self.shapes = tuple([output.shape if alone else output.shape[1:] for output in outputs])
+        #: Bytes of a row.
+        self.strides = [0 if alone else output.nbytes // len(output) for output in outputs]
+        #: Found for this run before, by writer and rows.
+        self.frames: dict[tuple[ReplyWriter, int], Frame] = {}
+        self._datas: list[bytes | memoryview | None] = [None] * len(outputs)
+
+    def part(self, index: int, first: int, rows: int) -> bytes | memoryview:
+        """The bytes of some rows of an output."""
+        output = self.arrays[index]
+        if output.dtype.hasobject:
+            return write_bytes_tensor(output if self.alone else output[first : first + rows])
+        data = self._datas[index]
+        if data is None:
+            if output.nbytes <= COPIED_BYTES:
+                data = output.tobytes()
+            else:
+                whole = output if output.flags.c_contiguous else np.ascontiguousarray(output)
+                data = memoryview(whole.reshape(-1).view(np.uint8))
+            self._datas[index] = data
+        if self.alone:
+            return data
+        stride = self.strides[index]
+        return data[first * stride : (first + rows) * stride]
+
+
+class Frame:
+    """What stands around the tensors of a reply; `tags` stand before each where their sizes are fixed."""
+
+    __slots__ = ("fields", "head", "tags")
+
+    def __init__(self, fields: bytes, tags: list[bytes] | None) -> None:
+        #: Everything but id and tensors.
+        self.fields = fields
+        self.tags = tags
+        #: What a reply without an id and with a single tensor begins with.
+        self.head = fields + tags[0] if tags is not None and len(tags) == 1 else b""
+
+
+class ReplyWriter:
+    """Writes the replies of one version, as one variant of it.
+
+    Args:
+        model: the version.
+        parameters: what every reply says beside its tensors.
+        reject_nan: an output with NaN or infinity is not given to the caller.
+    """
+
+    def __init__(self, model: Model, parameters: Mapping[str, str], *, reject_nan: bool) -> None:
+        self._model = model
+        self._parameters = parameters
+        self._reject_nan = reject_nan
+        self._frames: dict[Hashable, Frame] = {}
+
+    def write(self, request_id: str, outputs: Encoded, first: int, rows: int) -> bytes:
+        """Encodes the reply to the request whose rows are `rows` from `first` on; see `TensorCodec.write`."""
+        frame = outputs.frames.get((self, rows))
+        if frame is None:
+            frame = outputs.frames[self, rows] = self._frame(outputs, rows)
+        if self._reject_nan:
+            _refuse_nan(outputs, first, rows)
+        if frame.head and not request_id:
+            return frame.head + outputs.part(0, first, rows)
+        pieces: list[Any] = [frame.fields]
+        if request_id:
+            encoded = request_id.encode()
+            pieces += (b"\x1a", varint(len(encoded)), encoded)
+        for index in range(len(outputs.arrays)):
+            part = outputs.part(index, first, rows)
+            pieces.append(_RAW_TAG + varint(len(part)) if frame.tags is None else frame.tags[index])
+            pieces.append(part)
+        return b"".join(pieces)
+
+    def _frame(self, outputs: Encoded, rows: int) -> Frame:
+        shapes = outputs.shapes if outputs.alone else tuple([(rows, *shape) for shape in outputs.shapes])
+        key = (outputs.asked, shapes)
+        frame = self._frames.get(key)
+        if frame is None:
+            if len(self._frames) >= KNOWN_FRAMES:
+                self._frames.clear()
+            frame = self._frames[key] = self._new_frame(outputs, shapes)
+        return frame
+
+    def _new_frame(self, outputs: Encoded, shapes: Sequence[tuple[int, ...]]) -> Frame:
+        specs = self._model.signature.outputs
+        positions = range(len(specs)) if outputs.asked is None else outputs.asked
+        reply = ModelInferResponse(model_name=self._model.name, model_version=self._model.version)
+        for name, value in self._parameters.items():
+            reply.parameters[name].string_param = value
+        for position, shape in zip(positions, shapes, strict=True):
+            spec = specs[position]
+            reply.outputs.add(name=spec.name, datatype=spec.datatype.name, shape=shape)
+        tags: list[bytes] | None = None
+        if not any(array.dtype.hasobject for array in outputs.arrays):
+            sizes = [
+                int(np.prod(shape, dtype=np.int64)) * array.dtype.itemsize
+                for array, shape in zip(outputs.arrays, shapes, strict=True)
+            ]
+            tags = [_RAW_TAG + varint(size) for size in sizes]
+        return Frame(reply.SerializeToString(), tags)
+
+
+def _refuse_nan(outputs: Encoded, first: int, rows: int) -> None:
+    for output in outputs.arrays:
+        mine = output if outputs.alone else output[first : first + rows]
+        if mine.dtype.kind == "f" and not np.isfinite(mine).all():
+            raise Internal("the model's answer is not a finite number, which its policy rejects")
