@@ -1,5 +1,6 @@
 """`hedgerow up` as a user runs it: a real stack on free ports, a model published into it, Ctrl-C."""
 
+import asyncio
 import json
 import os
 import signal
@@ -8,8 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import asyncpg
 import numpy as np
 import pytest
+import redis.asyncio
 from hedgerow_bench import mlp
 
 HEDGEROW = str(Path(sys.executable).with_name("hedgerow"))
@@ -36,6 +39,17 @@ def processes(marker):
             if str(marker).encode() in command:
                 found.append(int(entry.name))
     return found
+
+
+async def ask_stores(at):
+    """PostgreSQL and Valkey answer where endpoints.json says."""
+    connection = await asyncpg.connect(at["store"])
+    try:
+        assert await connection.fetchval("SELECT current_database()") == "hedgerow"
+    finally:
+        await connection.close()
+    async with redis.asyncio.Redis.from_url(at["cache"]) as cache:
+        assert await cache.ping()
 
 
 @pytest.fixture
@@ -81,9 +95,12 @@ def test_up_serves_what_is_published_and_leaves_nothing_behind_but_var(up, tmp_p
             answers = client.infer("mlp", {mlp.INPUT: rows})[mlp.OUTPUT]
         np.testing.assert_allclose(answers, mlp.answer(rows, 7), rtol=1e-4, atol=1e-5)
 
+    asyncio.run(ask_stores(at))
+
     up.send_signal(signal.SIGINT)
     assert up.wait(60) == 0
     assert not written.exists()
+    assert not Path(at["cache"].removeprefix("unix://")).parent.exists()
     assert wait_for("silence", lambda: not processes(tmp_path / "var"), within=30)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mlp.onnx", "up.out", "var"]
 

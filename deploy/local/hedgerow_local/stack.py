@@ -1,4 +1,4 @@
-"""The whole system on one machine: MLflow, the control plane and two regions.
+"""The whole system on one machine: MLflow, PostgreSQL, Valkey, the control plane and two regions.
 
 Everything it writes lies under one directory; everything it starts ends with
 it, even when it is killed.
@@ -7,15 +7,13 @@ it, even when it is killed.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self, TypeVar
+from typing import IO, Any, Self, TypeVar
 
 from hedgerow_local.addresses import (
     DEFAULT,
@@ -28,41 +26,14 @@ from hedgerow_local.addresses import (
     listen,
 )
 from hedgerow_local.child import Child, ChildFailed
+from hedgerow_local.endpoints import Endpoints
+from hedgerow_local.feature_store import FeatureStore, choose
 from hedgerow_local.lock import take
 
 #: Seconds until a process must be ready. MLflow imports for 8 s on an idle machine, and for 45 on a busy one.
-_MLFLOW_READY, _CONTROL_READY, _SERVER_READY = 180.0, 90.0, 90.0
+_MLFLOW_READY, _CONTROL_READY, _SERVER_READY, _STORE_READY = 180.0, 90.0, 90.0, 90.0
 #: Said when something is ready or gone: the process's name and a line for people.
 Tell = Callable[[str, str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoints:
-    """Where a running stack answers; endpoints.json holds the same keys.
-
-    Attributes:
-        pid: Of the process that runs the stack.
-        server: gRPC of the primary region, `host:port`.
-        server_http: Its `/health/...`.
-        server_metrics: Its `/metrics`.
-        backup: gRPC of the backup region.
-        backup_http: Its `/health/...`.
-        backup_metrics: Its `/metrics`.
-        control: gRPC of the control plane.
-        control_http: Its HTTP.
-        mlflow: The registry's URI, `http://host:port`.
-    """
-
-    pid: int
-    server: str
-    server_http: str
-    server_metrics: str
-    backup: str
-    backup_http: str
-    backup_metrics: str
-    control: str
-    control_http: str
-    mlflow: str
 
 
 class Stack:
@@ -98,6 +69,7 @@ class Stack:
         self._workers = workers
         self._tell = tell
         self._settings = dict(settings or {})
+        self._features: FeatureStore | None = None
         self._lock: IO[str] | None = None
         self._watchers: list[asyncio.Task[None]] = []
         self._stopping = False
@@ -106,6 +78,7 @@ class Stack:
         self._lock = take(self.root / "lock")
         try:
             check(self._ports)
+            self._features = choose(self.root, self._settings)
             self.endpoints = await self._start()
         except BaseException:
             await self.stop()
@@ -122,13 +95,15 @@ class Stack:
         if self._lock is None:
             return  # Never entered: the directory, and what runs from it, is another stack's.
         self._stopping = True
-        (self.root / "endpoints.json").unlink(missing_ok=True)
-        for names in (("server", "backup"), ("control",), ("mlflow",)):
+        Endpoints.remove(self.root)
+        for names in (("server", "backup"), ("control",), ("mlflow", "postgres", "valkey")):
             children = [self.children[name] for name in names if name in self.children]
             await asyncio.gather(*(child.stop() for child in children))
         for watcher in self._watchers:
             watcher.cancel()
         await asyncio.gather(*self._watchers, return_exceptions=True)
+        if self._features is not None:
+            self._features.close()
         self._lock.close()
         self._lock = None
 
@@ -137,8 +112,25 @@ class Stack:
         for child in self.children.values():
             child.kill()
 
+    async def start_again(self, name: str) -> None:
+        """Starts a part that has ended, as it was.
+
+        Raises:
+            ChildFailed: It ended again, or was not ready in time.
+        """
+        child = self.children[name]
+        await child.ended()
+        await child.start()
+        self._watchers.append(asyncio.create_task(self._watch(child)))
+        await self._ready(name, _STORE_READY)
+
     async def _start(self) -> Endpoints:
         """Starts everything that does not need another's port at once, then the rest."""
+        assert self._features is not None
+        for name, program in self._features.programs.items():
+            await self._begin(
+                name, program.command, stop_signal=program.stop_signal, ready_text=program.ready_text
+            )
         with listen(self._ports.mlflow, "MLflow") as registry:
             host, port = registry.getsockname()
             mlflow = f"http://{host}:{port}"
@@ -158,8 +150,8 @@ class Stack:
                 "HEDGEROW_REGISTRY__URI": mlflow,
             },
         )
-        # The servers need the control plane's port; nobody needs MLflow to start.
-        (control, server, backup), _ = await _all(self._start_regions(), self._ready("mlflow", _MLFLOW_READY))
+        # The servers need the control plane's port; nobody needs the others to start.
+        (control, server, backup), _ = await _all(self._start_regions(), self._others_ready())
         for child in self.children.values():
             if not child.running:  # Ready, and gone while another was starting.
                 raise ChildFailed(child.obituary())
@@ -174,9 +166,17 @@ class Stack:
             control=control["grpc"],
             control_http=control["http"],
             mlflow=mlflow,
+            store=self._features.store,
+            cache=self._features.cache,
         )
-        self._write(endpoints)
+        endpoints.write(self.root)
         return endpoints
+
+    async def _others_ready(self) -> None:
+        for name in ("valkey", "postgres"):
+            if name in self.children:
+                await self._ready(name, _STORE_READY)
+        await self._ready("mlflow", _MLFLOW_READY)
 
     async def _start_regions(self) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
         control = await self._ready("control", _CONTROL_READY)
@@ -188,10 +188,12 @@ class Stack:
         return control, server, backup
 
     async def _begin_server(self, name: str, region: str, ports: ServerPorts, control: str) -> None:
+        assert self._features is not None
         await self._begin(
             name,
             (sys.executable, "-m", "hedgerow_server"),
             {
+                **self._features.environment(),
                 "HEDGEROW_SERVER__CONTROL": control,
                 "HEDGEROW_SERVER__REGION": region,
                 "HEDGEROW_SERVER__NODE": f"local-{region}",
@@ -209,14 +211,14 @@ class Stack:
         name: str,
         command: tuple[str, ...],
         environment: Mapping[str, str] | None = None,
-        pass_fds: tuple[int, ...] = (),
+        **more: Any,
     ) -> None:
         child = Child(
             name,
             command,
             log=self.root / "log" / f"{name}.log",
             environment={**around_proxies(), **(environment or {}), **self._settings},
-            pass_fds=pass_fds,
+            **more,
         )
         self.children[name] = child
         await child.start()
@@ -226,6 +228,8 @@ class Stack:
         began = time.monotonic()
         said = await self.children[name].ready(within)
         where = " ".join(f"{key}={said[key]}" for key in ("grpc", "http", "metrics") if key in said)
+        if self._features is not None and name in self._features.programs:
+            where = self._features.programs[name].where
         self._tell(name, f"ready {where} ({time.monotonic() - began:.1f} s)")
         return said
 
@@ -234,12 +238,6 @@ class Stack:
         if not self._stopping and self.endpoints is not None:
             self._tell(child.name, f"{child.obituary()}\nEverything else goes on without it.")
             self.lost.put_nowait(child.name)
-
-    def _write(self, endpoints: Endpoints) -> None:
-        path = self.root / "endpoints.json"
-        temporary = path.with_suffix(".new")
-        temporary.write_text(json.dumps(asdict(endpoints), indent=2) + "\n")
-        temporary.replace(path)
 
 
 First = TypeVar("First")

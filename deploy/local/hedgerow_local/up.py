@@ -15,11 +15,19 @@ from rich.console import Console
 
 from hedgerow_local.addresses import Ports, PortTaken
 from hedgerow_local.child import ChildFailed
+from hedgerow_local.endpoints import Endpoints
 from hedgerow_local.lock import AlreadyRunning
-from hedgerow_local.stack import Endpoints, Stack
+from hedgerow_local.stack import Stack
 
 ROOT = Path("var/local")
-_NAMES = {"mlflow": "MLflow", "control": "control plane", "server": "server", "backup": "backup region"}
+_NAMES = {
+    "mlflow": "MLflow",
+    "postgres": "PostgreSQL",
+    "valkey": "Valkey",
+    "control": "control plane",
+    "server": "server",
+    "backup": "backup region",
+}
 
 
 def run(*, ports: Ports = "default", root: Path = ROOT, workers: int = 1, as_json: bool = False) -> int:
@@ -53,7 +61,9 @@ async def _run(ports: Ports, root: Path, workers: int, *, as_json: bool) -> int:
 
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, stop)
-    console.print("Starting MLflow, the control plane and two regions (MLflow takes longest)")
+    console.print(
+        "Starting MLflow, PostgreSQL, Valkey, the control plane and two regions (MLflow takes longest)"
+    )
     running = asyncio.create_task(_until(stack, asked, console, as_json=as_json))
     try:
         code = await running
