@@ -12,8 +12,8 @@ from onnx import TensorProto, helper
 from skl2onnx import to_onnx
 from skl2onnx.common.data_types import FloatTensorType
 
-from hedgerow_pipeline.features import INPUT, NAMES, OUTPUT
-from hedgerow_pipeline.models import Fitted, Rows
+from hedgerow_pipeline.features import INPUT, OUTPUT, Rows, names
+from hedgerow_pipeline.models import Fitted
 
 #: Understood by every ONNX Runtime since 1.14.
 OPSETS = {"": 18, "ai.onnx.ml": 3}
@@ -32,11 +32,12 @@ def export(model: Fitted) -> onnx.ModelProto:
     """Converts a model's parts and adds them up in one graph.
 
     Returns:
-        A model with input `features` FP32 [batch, 20] and output
-        `arrival_delay` FP32 [batch, 1].
+        A model with input `features` FP32 [batch, columns of the version] and
+        output `arrival_delay` FP32 [batch, 1].
     """
     logging.getLogger("skl2onnx").setLevel(logging.ERROR)
-    graphs = [_convert(part, f"part{number}_") for number, part in enumerate(model.parts)]
+    width = len(names(model.version))
+    graphs = [_convert(part, f"part{number}_", width) for number, part in enumerate(model.parts)]
     nodes = [node for graph in graphs for node in graph.node]
     weights = [weight for graph in graphs for weight in graph.initializer]
     answers = [graph.output[0].name for graph in graphs]
@@ -45,7 +46,7 @@ def export(model: Fitted) -> onnx.ModelProto:
         helper.make_graph(
             nodes,
             f"arrival_delay_v{model.version}",
-            [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["batch", len(NAMES)])],
+            [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["batch", width])],
             [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", 1])],
             weights,
         ),
@@ -58,9 +59,9 @@ def export(model: Fitted) -> onnx.ModelProto:
     return whole
 
 
-def _convert(part: Any, prefix: str) -> Any:
+def _convert(part: Any, prefix: str, width: int) -> Any:
     """One regressor as a graph whose names carry a prefix, except the input's."""
-    proto = to_onnx(part, initial_types=[(INPUT, FloatTensorType([None, len(NAMES)]))], target_opset=OPSETS)
+    proto = to_onnx(part, initial_types=[(INPUT, FloatTensorType([None, width]))], target_opset=OPSETS)
     graph = onnx.compose.add_prefix(proto, prefix).graph
     for node in graph.node:
         for position, name in enumerate(node.input):
@@ -75,7 +76,7 @@ def check(model: Fitted, proto: onnx.ModelProto, rows: Rows) -> float:
     Args:
         model: The trained version.
         proto: What `export` made of it.
-        rows: float32 [rows, 20].
+        rows: float32 [rows, columns of the version].
 
     Returns:
         The largest difference in minutes over the rows that count.

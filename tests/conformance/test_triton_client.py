@@ -254,7 +254,7 @@ def test_statistics_count_what_was_asked(client, models):
         return statistics
 
     before = read()
-    client.infer(model.name, inputs_of({"features": np.zeros((7, 20), np.float32)}))
+    client.infer(model.name, inputs_of({"features": np.zeros((7, 12), np.float32)}))
     with pytest.raises(InferenceServerException):
         client.infer(model.name, inputs_of({"features": np.zeros((7, 3), np.float32)}))
     after = read()

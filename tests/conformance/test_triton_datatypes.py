@@ -108,7 +108,7 @@ def _raw_and_typed(request: service_pb2.ModelInferRequest) -> None:
 
 def _wrong_field(request: service_pb2.ModelInferRequest) -> None:
     request.inputs[0].contents.ClearField("fp32_contents")
-    request.inputs[0].contents.fp64_contents.extend([0.0] * 20)
+    request.inputs[0].contents.fp64_contents.extend([0.0] * 12)
 
 
 def _too_few(request: service_pb2.ModelInferRequest) -> None:
@@ -142,8 +142,8 @@ def _other_datatype(request: service_pb2.ModelInferRequest) -> None:
 def test_what_does_not_fit_is_an_invalid_argument(stub, spoil: Callable[[Any], None]):
     """The same request unspoilt is answered: it is the spoiling that is refused."""
     request = service_pb2.ModelInferRequest(model_name="arrival_delay_v1")
-    tensor = request.inputs.add(name="features", datatype="FP32", shape=[1, 20])
-    tensor.contents.fp32_contents.extend([1.0] * 20)
+    tensor = request.inputs.add(name="features", datatype="FP32", shape=[1, 12])
+    tensor.contents.fp32_contents.extend([1.0] * 12)
     assert len(stub.ModelInfer(request).raw_output_contents[0]) == 4
     spoil(request)
     with pytest.raises(grpc.RpcError) as caught:

@@ -18,21 +18,32 @@ from rich.table import Table
 
 from hedgerow_local.addresses import around_proxies
 from hedgerow_local.demo.account import Account
-from hedgerow_local.demo.prepare import PublishFirst, Start, Train
+from hedgerow_local.demo.outage import Outage
+from hedgerow_local.demo.prepare import LoadFeatures, PublishFirst, Start, Train
 from hedgerow_local.demo.stage import Scene, SceneFailed, Stage, play
 from hedgerow_local.demo.traffic import Rollback, StartLoad, Swap
 from hedgerow_local.lock import AlreadyRunning, take
 
 ROOT = Path("var/demo")
-SCENES: tuple[Scene, ...] = (Train(), Start(), PublishFirst(), StartLoad(), Swap(), Rollback(), Account())
+SCENES: tuple[Scene, ...] = (
+    Train(),
+    Start(),
+    LoadFeatures(),
+    PublishFirst(),
+    StartLoad(),
+    Swap(),
+    Rollback(),
+    Outage(),
+    Account(),
+)
 
 
 async def perform(root: Path) -> int:
     """Plays all scenes.
 
     Args:
-        root: Emptied first; holds report.json, latency.png, requests.npz with the record of every
-            request, the models and the stack's logs.
+        root: Emptied first; holds report.json, latency.png, features.png, requests.npz with the
+            record of every request, the models and the stack's logs.
 
     Returns:
         0 if nothing failed, else 1; 130 after Ctrl-C.
@@ -93,6 +104,7 @@ def _summarise(console: Console, stage: Stage, noise: str) -> None:
     report = stage.report
     if "swap" in report and "requests" in report:
         swap, rollback, scores = report["swap"], report["rollback"], report["model"]["versions"]
+        outage = report["features"]["outage"]
         table = Table(show_header=False, box=None, padding=(0, 2))
         rows = {
             "requests": f"{report['requests']:,} checked, {report['failed']} failed",
@@ -100,6 +112,9 @@ def _summarise(console: Console, stage: Stage, noise: str) -> None:
             "alias moved to first reply of v2": f"{swap['alias_to_served_ms']:,.0f} ms",
             "p99 before, during the swap": f"{swap['p99_ms_before']:.1f} ms, {swap['p99_ms_during']:.1f} ms",
             "rollback command to last reply of v2": f"{rollback['ms']:.0f} ms",
+            "PostgreSQL killed to first stale reply": f"{outage['first_stale_seconds']:.2f} s",
+            "replies during the outage": ", ".join(f"{n:,} {age}" for age, n in outage["during"].items()),
+            "both back to last reply not fresh": f"{outage['fresh_again_seconds']:.2f} s",
             "all of it": f"{time.monotonic() - stage.began:.0f} s",
         }
         for name, value in rows.items():
@@ -111,9 +126,8 @@ def _summarise(console: Console, stage: Stage, noise: str) -> None:
         console.print(complaint, markup=False, soft_wrap=True)
     if noise:
         console.print(f"[yellow]{noise}[/]", soft_wrap=True)
-    console.print(
-        f"{stage.root}/report.json  {stage.root}/latency.png  {stage.root}/stack/log/", soft_wrap=True
-    )
+    files = ("report.json", "latency.png", "features.png", "stack/log/")
+    console.print("  ".join(f"{stage.root}/{name}" for name in files), soft_wrap=True)
 
 
 if __name__ == "__main__":

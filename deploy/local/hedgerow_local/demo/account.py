@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from hedgerow_bench.records import Records
 
+from hedgerow_local.demo.outage import account_for_outage, features_of
 from hedgerow_local.demo.plot import draw
 from hedgerow_local.demo.stage import Contribution, SceneFailed, Stage
 
@@ -31,6 +32,7 @@ class Account:
         if not len(records):
             raise SceneFailed("The load generator sent nothing.")
         swap, rollback = swap_numbers(records, marks), rollback_numbers(records, marks)
+        outage = await asyncio.to_thread(account_for_outage, stage, records)
         summary = records.summary()
         stage.expect(records.failed == 0, f"{records.failed} requests failed: {summary['statuses']}")
         stage.expect(
@@ -55,6 +57,7 @@ class Account:
             "latency_ms": summary["latency_ms"],
             "swap": swap,
             "rollback": rollback,
+            "features": {"answers": features_of(records), "outage": outage},
             "load": {
                 "generator_cpu": outcome.cpu,
                 "generator_lag_ms": summary["generator_lag_ms"],

@@ -1,4 +1,4 @@
-"""Scenes before the load: train, start, publish the first version."""
+"""Scenes before the load: train, start, load the features, publish the first version."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import hedgerow
 import numpy as np
 from hedgerow import AsyncClient, HedgerowError, InferResult
-from hedgerow_pipeline.features import INPUT, MODEL, NAMES, OUTPUT
+from hedgerow_pipeline.features import IDS, INPUT, MODEL, OUTPUT
 
 from hedgerow_local.child import ChildFailed
 from hedgerow_local.demo.stage import Contribution, SceneFailed, Stage
@@ -22,6 +22,8 @@ from hedgerow_local.stack import Stack
 
 #: Seconds in which a published version must be served; generous, for slow machines.
 SERVED_WITHIN = 60.0
+#: Of the views, in seconds. Short, so that an outage of half a minute shows all there is to see.
+TTL, STALE_TTL = 1.0, 10.0
 
 
 class Train:
@@ -39,6 +41,10 @@ class Train:
             "hedgerow_pipeline",
             "--out",
             str(stage.models),
+            "--ttl",
+            f"{TTL:g}s",
+            "--stale-ttl",
+            f"{STALE_TTL:g}s",
             stdout=asyncio.subprocess.PIPE,
             # Ctrl-C is for the demo, which then ends this.
             start_new_session=True,
@@ -76,12 +82,14 @@ def _write_questions(models: Path) -> None:
 
     arrays: dict[str, Any] = {}
     with np.load(models / "sample.npz") as sample:
-        arrays[INPUT] = sample[INPUT]
-    for version in ("1", "2"):
-        session = ort.InferenceSession(
-            models / f"v{version}" / "model.onnx", providers=["CPUExecutionProvider"]
-        )
-        arrays[f"expected:{version}:{OUTPUT}"] = session.run([OUTPUT], {INPUT: arrays[INPUT]})[0]
+        arrays |= {name: sample[name] for name in IDS}
+        for version in ("1", "2"):
+            session = ort.InferenceSession(
+                models / f"v{version}" / "model.onnx", providers=["CPUExecutionProvider"]
+            )
+            # What scikit-learn trained on, as the views should give it.
+            rows = sample[f"{INPUT}:{version}"]
+            arrays[f"expected:{version}:{OUTPUT}"] = session.run([OUTPUT], {INPUT: rows})[0]
     np.savez(questions(models), **arrays)
 
 
@@ -89,7 +97,7 @@ class Start:
     """Starts the local stack on free ports."""
 
     name = "start"
-    title = "Start MLflow, the control plane, a server and its backup region"
+    title = "Start MLflow, PostgreSQL, Valkey, the control plane, a server and its backup region"
 
     async def run(self, stage: Stage) -> Contribution:
         """Reports nothing but its time."""
@@ -103,6 +111,41 @@ class Start:
         return {}
 
 
+class LoadFeatures:
+    """Declares the feature views and loads their values."""
+
+    name = "features"
+    title = "Declare feature views and load what is known of planes, airports and hours"
+
+    async def run(self, stage: Stage) -> Contribution:
+        """Reports the rows of each view and how long they took."""
+        from hedgerow import features  # noqa: PLC0415 - pyarrow takes a second, needed only here
+
+        store, files = stage.endpoints.store, stage.models / "features"
+        stage.tell("hedgerow features apply views.yaml", style="bold")
+        try:
+            views = await asyncio.to_thread(features.apply, [files / "views.yaml"], store=store)
+            loaded = []
+            for view in (applied.view for applied in views):
+                (file,) = files.glob(f"{view}.*")
+                stage.tell(f"hedgerow features load {view} {file.name}", style="bold")
+                one = await asyncio.to_thread(features.load, view, file, store=store)
+                stage.tell(f"{one.rows:,} rows in {one.seconds:.1f} s")
+                loaded.append(one)
+        except HedgerowError as error:
+            raise SceneFailed(f"Features could not be loaded: {error}") from error
+        return {
+            "features": {
+                "ttl_seconds": TTL,
+                "stale_ttl_seconds": STALE_TTL,
+                "loaded": {
+                    one.view: {"rows": one.rows, "rows_per_second": round(one.rows_per_second)}
+                    for one in loaded
+                },
+            }
+        }
+
+
 class PublishFirst:
     """Publishes version 1 as champion and waits until it answers."""
 
@@ -114,11 +157,14 @@ class PublishFirst:
         version = await publish(stage, 1, alias="champion")
         published = time.monotonic()
         stage.tell(f"Registered as version {version}; waiting for the servers")
+        ids = _first_question(stage)
         async with AsyncClient(stage.endpoints.server) as client:
-            result = await _first_answer(client, stage)
+            result = await _first_answer(client, stage, ids)
         seconds = time.monotonic() - published
         minutes = float(result[OUTPUT].ravel()[0])
-        stage.tell(f"Version {result.model_version} answers after {seconds:.2f} s: {minutes:+.1f} minutes")
+        said = ", ".join(f"{name} {column[0]}" for name, column in ids.items())
+        stage.tell(f"Version {result.model_version} answers after {seconds:.2f} s: {said}")
+        stage.tell(f"{minutes:+.1f} minutes, from {result.features} features", style="bold")
         return {"publish": {"registered_to_served_ms": round(seconds * 1000, 1)}}
 
 
@@ -128,34 +174,28 @@ async def publish(stage: Stage, version: int, *, alias: str | None) -> str:
     # MLflow takes seconds to import; off the loop, which has news to print meanwhile.
     hedgerow_publish = await asyncio.to_thread(lambda: hedgerow.publish)
 
-    with np.load(stage.models / "sample.npz") as sample:
-        row = sample[INPUT][:1]
     published = await asyncio.to_thread(
         hedgerow_publish,
         stage.models / f"v{version}" / "model.onnx",
         MODEL,
         registry_uri=stage.endpoints.mlflow,
         alias=alias,
-        serving={
-            "batching": {"max_batch_size": 64},
-            # Unknown weather is NaN, and the model was trained with it.
-            "nan": {"inputs": "allow", "outputs": "reject"},
-            "warmup": {
-                "inputs": {INPUT: {"shape": [1, len(NAMES)], "values": np.nan_to_num(row).ravel().tolist()}}
-            },
-        },
+        serving=stage.models / f"v{version}" / "serving.yaml",
         version_tags={"owner": "demo"},
     )
     return published.version
 
 
-async def _first_answer(client: AsyncClient, stage: Stage) -> InferResult:
-    with np.load(stage.models / "sample.npz") as sample:
-        row = sample[INPUT][:1]
+def _first_question(stage: Stage) -> dict[str, Any]:
+    with np.load(questions(stage.models)) as asked:
+        return {name: asked[name][:1] for name in IDS}
+
+
+async def _first_answer(client: AsyncClient, stage: Stage, ids: dict[str, Any]) -> InferResult:
     deadline = time.monotonic() + SERVED_WITHIN
     while True:
         try:
-            return await client.infer(MODEL, {INPUT: row}, timeout=2)
+            return await client.infer(MODEL, ids, timeout=2)
         except HedgerowError as error:
             if time.monotonic() > deadline:
                 assert stage.stack is not None

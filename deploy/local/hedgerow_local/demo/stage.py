@@ -12,7 +12,8 @@ from typing import Any, Protocol
 from hedgerow_bench.load import Load
 from rich.console import Console
 
-from hedgerow_local.stack import Endpoints, Stack
+from hedgerow_local.endpoints import Endpoints
+from hedgerow_local.stack import Stack
 
 #: What a scene contributes to report.json; nested mappings are merged.
 Contribution = Mapping[str, Any]

@@ -68,6 +68,9 @@ class _News:
         self._heard += 1
         if self._heard % _NEWS_EVERY == 0 or news["failed"]:
             versions = ", ".join(f"v{version or '-'} {count}" for version, count in news["versions"].items())
+            # Said when there is something to say: on most days all are fresh.
+            ages = {age: count for age, count in news["features"].items() if age in ("stale", "default")}
+            versions += "".join(f", {count} {age}" for age, count in ages.items())
             latency = news["latency_ms"]
             self._stage.tell(
                 f"{news['requests']:,} requests, {news['failed']} failed; last second: {versions},"
