@@ -193,8 +193,9 @@ def _refused(reason: str) -> Verdict:
 
 
 def _start_child(watcher: int, errors: int) -> None:
-    """Makes the process one that leaves nothing behind: a group of its own, no terminal, no orphan."""
-    os.setsid()
+    """Makes the process one that leaves nothing behind: a group of its own, no input, no orphan."""
+    # Not a session: Linux shares cores out between sessions first, whatever the priorities within each.
+    os.setpgid(0, 0)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((nothing, 0), (errors, 1), (errors, 2)):
         os.dup2(source, target)
