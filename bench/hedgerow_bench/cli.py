@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated
 
 import cyclopts
 import numpy as np
+from cyclopts import Parameter
 
-from hedgerow_bench import cores, h2load, measure, reports, throughput
+from hedgerow_bench import cores, h2load, latency, loads, reports, scale, tensors, throughput
+from hedgerow_bench import swap as swaps
 from hedgerow_bench.contender import Contender, checked, over_grpc
 from hedgerow_bench.options import (
     DEFAULT_OUT,
     AsJson,
     Model,
     Out,
+    Percent,
     Rounds,
     Seconds,
     Smoke,
@@ -26,18 +29,20 @@ from hedgerow_bench.options import (
     Transport,
 )
 from hedgerow_bench.pair import pair
-from hedgerow_bench.reports import Notes, Rows, tell
-from hedgerow_bench.subject import Subject, own_server, own_stack, running_server
+from hedgerow_bench.reports import Report, Rows, tell
+from hedgerow_bench.subject import own_stack, running_server
 
 app = cyclopts.App(
     name="hedgerow bench",
     help="Measures this machine.",
     help_epilogue="Exit codes: 0 done; 1 a request failed; 2 nothing could be measured; 130 stopped.",
     help_prologue="""Examples:
+  hedgerow bench                                  everything but peers
   hedgerow bench throughput --callers 1 --callers 64
-  hedgerow bench latency --rate 300 --rate 1000 --seconds 20
+  hedgerow bench latency --rate 300 --load 50% --seconds 20
   hedgerow bench latency --target 127.0.0.1:8001 --model arrival-delay
-  hedgerow bench swap --moves 20 --seconds 60""",
+  hedgerow bench swap --moves 20 --seconds 60
+  hedgerow bench peers mosec mlserver""",
     help_format="plaintext",
 )
 
@@ -45,11 +50,14 @@ app = cyclopts.App(
 @app.command(name="throughput")
 def throughput_command(
     *,
-    callers: Annotated[
-        tuple[int, ...], cyclopts.Parameter(help="Requests under way at any time; repeatable.")
-    ] = (1, 16, 64, 256),
+    callers: Annotated[tuple[int, ...], Parameter(help="Requests under way at any time; repeatable.")] = (
+        1,
+        16,
+        64,
+        256,
+    ),
     connections: Annotated[
-        tuple[int, ...], cyclopts.Parameter(help="To spread them over, if so many; repeatable.")
+        tuple[int, ...], Parameter(help="To spread them over, if so many; repeatable.")
     ] = (throughput.CONNECTIONS,),
     rounds: Rounds = 5,
     seconds: Seconds = 2.0,
@@ -67,95 +75,198 @@ def throughput_command(
         dict.fromkeys(throughput.split(count, wanted) for count in callers for wanted in connections)
     )
 
-    async def run(notes: Notes) -> Rows:
-        divided = cores.divide(cores.available())
-        notes.add(divided.note)
-        loop = throughput.Loop(rounds, seconds, min(0.5, seconds), out, divided)
-        async with _contenders(target, model, out, transport, divided) as contenders:
+    async def run(report: Report) -> Rows:
+        loop = _loop(report, rounds, seconds, out)
+        report.facts["generator"] = h2load.version() or "hedgerow_bench.wire"
+        async with _contenders(target, model, transport, loop) as contenders:
             return await throughput.measure(contenders, splits, loop, tell)
 
-    facts = {"generator": h2load.version()}
-    return reports.run("throughput", run, out, command=_command(), as_json=as_json, facts=facts)
+    return _report("throughput", run, out, as_json=as_json)
 
 
-@asynccontextmanager
-async def _contenders(
-    target: str | None, model: str, out: Path, transport: str, divided: cores.Cores
-) -> AsyncIterator[list[Contender]]:
-    """Hedgerow and the hand-written handler, or the running server alone."""
-    if target is None:
-        async with pair(out, divided, transport=transport) as contenders:
-            yield contenders
-        return
-    subject = await running_server(target, model, out)
-    with np.load(subject.inputs) as rows:
-        inputs = {name: rows[name][:1] for name in rows.files}
-    yield [await checked(over_grpc(target, target, model, inputs), None)]
-
-
-@app.command
-def latency(
+@app.command(name="latency")
+def latency_command(
     *,
-    rate: Annotated[tuple[float, ...], cyclopts.Parameter(help="Requests per second; repeatable.")] = (
-        300.0,
-        1000.0,
-    ),
+    rate: Annotated[tuple[float, ...], Parameter(help="Requests per second; repeatable.")] = (300.0, 1000.0),
+    load: Annotated[
+        tuple[Percent, ...], Parameter(help="Of each server's measured capacity; repeatable.")
+    ] = (0.5,),
+    rounds: Rounds = 5,
     seconds: Seconds = 10.0,
     target: Target = None,
     model: Model = "mlp",
     transport: Transport = "auto",
+    smoke: Smoke = False,
     out: Out = DEFAULT_OUT,
     as_json: AsJson = False,
 ) -> int:
-    """Latency at fixed rates (open loop, counted from when each request was due)."""
+    """Latency one at a time and at fixed rates (open loop, from when each request was due)."""
+    if smoke:
+        rate, rounds, seconds = rate[:1], 1, 0.5
 
-    async def run(notes: Notes) -> Rows:
-        del notes
-        async with _subject(target, model, out, transport) as subject:
-            return await measure.latency(subject, rate, seconds, out, tell)
+    async def run(report: Report) -> Rows:
+        loop = _loop(report, rounds, min(seconds, 2.0), out)
+        rows = []
+        async with _contenders(target, model, transport, loop) as contenders:
+            report.facts["alone"] = await latency.alone(contenders, rounds, loop.seconds, out, loop.cores)
+            for each in rate:
+                rows += [await latency.at_rate(one, each, seconds, out, loop.cores) for one in contenders]
+            for share in load:
+                for one in contenders:
+                    capacity = await latency.capacity(one, loop.seconds, out, loop.cores)
+                    row = await latency.at_rate(one, capacity * share, seconds, out, loop.cores)
+                    rows.append(row | {"load": share, "capacity": round(capacity, 1)})
+        return rows
 
-    return reports.run("latency", run, out, command=_command(), as_json=as_json)
+    return _report("latency", run, out, as_json=as_json)
 
 
 @app.command
 def swap(
     *,
-    moves: Annotated[int, cyclopts.Parameter(help="How often the alias champion moves.")] = 20,
+    moves: Annotated[int, Parameter(help="How often the alias champion moves.")] = 20,
     seconds: Seconds = 60.0,
-    rate: Annotated[float, cyclopts.Parameter(help="Requests per second meanwhile.")] = 300.0,
+    rate: Annotated[float, Parameter(help="Requests per second meanwhile.")] = 300.0,
+    smoke: Smoke = False,
     out: Out = DEFAULT_OUT,
     as_json: AsJson = False,
 ) -> int:
-    """Alias moves under load, on a local stack of its own."""
+    """Latency while an alias moves, on a local stack of its own."""
+    if smoke:
+        moves, seconds, rate = 2, 6.0, 50.0
 
-    async def run(notes: Notes) -> Rows:
-        del notes
+    async def run(report: Report) -> Rows:
+        report.note(cores.divide(cores.available(), 0).note)
         tell("starting MLflow, control plane and servers")
         async with own_stack(out) as at:
-            return [await measure.swap(at["server"], at["mlflow"], moves, seconds, rate, out, tell)]
+            return [await swaps.swap(at["server"], at["mlflow"], moves, seconds, rate, out, tell)]
 
-    return reports.run("swap", run, out, command=_command(), as_json=as_json)
+    return _report("swap", run, out, as_json=as_json)
+
+
+@app.command(name="loads")
+def loads_command(
+    *,
+    times: Annotated[int, Parameter(help="How often the large model is loaded and dropped.")] = 20,
+    megabytes: Annotated[int, Parameter(help="Of its weights.")] = 200,
+    load: Annotated[Percent, Parameter(help="Of capacity, that the small model serves meanwhile.")] = 0.5,
+    quiet: Annotated[float, Parameter(help="Seconds without loading, before and after.")] = 8.0,
+    transport: Transport = "auto",
+    smoke: Smoke = False,
+    out: Out = DEFAULT_OUT,
+    as_json: AsJson = False,
+) -> int:
+    """A small model's latency while a large one is loaded and dropped; memory before and after."""
+    if smoke:
+        times, megabytes, quiet = 1, 8, 0.5
+
+    async def run(report: Report) -> Rows:
+        cycle = loads.Cycle(times, megabytes, quiet, load, out, _loop(report, 1, quiet, out).cores, transport)
+        return await loads.measure(cycle)
+
+    return _report("loads", run, out, as_json=as_json)
+
+
+@app.command(name="tensors")
+def tensors_command(
+    *,
+    size: Annotated[tuple[str, ...], Parameter(help=f"Of {', '.join(tensors.SHAPES)}; repeatable.")] = tuple(
+        tensors.SHAPES
+    ),
+    rounds: Rounds = 5,
+    seconds: Seconds = 1.0,
+    transport: Transport = "auto",
+    smoke: Smoke = False,
+    out: Out = DEFAULT_OUT,
+    as_json: AsJson = False,
+) -> int:
+    """Megabytes a second by size of the input, beside the hand-written handler."""
+    if smoke:
+        size, rounds, seconds = size[:1], 1, 0.3
+
+    async def run(report: Report) -> Rows:
+        return await tensors.measure(_loop(report, rounds, seconds, out), size, transport)
+
+    return _report("tensors", run, out, as_json=as_json)
+
+
+@app.command(name="scale")
+def scale_command(
+    *,
+    workers: Annotated[
+        tuple[int, ...], Parameter(help="Worker processes; repeatable. Without it, 1 to the cores.")
+    ] = (),
+    models: Annotated[tuple[int, ...], Parameter(help="Models loaded and asked; repeatable.")] = (1, 8, 64),
+    rounds: Rounds = 5,
+    seconds: Seconds = 2.0,
+    idle: Annotated[float, Parameter(help="Seconds for which a server without requests is watched.")] = 15.0,
+    transport: Transport = "auto",
+    smoke: Smoke = False,
+    out: Out = DEFAULT_OUT,
+    as_json: AsJson = False,
+) -> int:
+    """1 to N workers, 1 to 64 models with traffic on all, and the CPU use of an idle server."""
+    if smoke:
+        workers, models, rounds, seconds, idle = (1,), (1, 2), 1, 0.3, 1.0
+
+    async def run(report: Report) -> Rows:
+        loop = _loop(report, rounds, seconds, out)
+        report.facts["idle"] = await scale.idle(idle, out, loop.cores, transport)
+        counts = workers or tuple(range(1, len(cores.available() or (0,)) + 1))
+        return [
+            *await scale.models(models, loop, transport),
+            *await scale.workers(counts, loop, transport, report),
+        ]
+
+    return _report("scale", run, out, as_json=as_json)
+
+
+#: What `hedgerow bench` without a name runs.
+ALL: tuple[Callable[..., int], ...] = (
+    throughput_command,
+    latency_command,
+    tensors_command,
+    scale_command,
+    loads_command,
+    swap,
+)
 
 
 @app.default
 def everything(*, smoke: Smoke = False, out: Out = DEFAULT_OUT, as_json: AsJson = False) -> int:
-    """Throughput, latency and swap, one after the other."""
-    del smoke
-    return max(one(out=out, as_json=as_json) for one in (throughput_command, latency, swap))
+    """All but peers, one after the other."""
+    worst = reports.DONE
+    for one in ALL:
+        code = one(smoke=smoke, out=out, as_json=as_json)
+        if code == reports.STOPPED:
+            return code
+        worst = max(worst, code)
+    return worst
+
+
+def _loop(report: Report, rounds: int, seconds: float, out: Path) -> throughput.Loop:
+    divided = cores.divide(cores.available())
+    report.note(divided.note)
+    return throughput.Loop(rounds, seconds, min(0.5, seconds), out, divided)
 
 
 @asynccontextmanager
-async def _subject(target: str | None, model: str, out: Path, transport: str) -> AsyncIterator[Subject]:
-    if target is not None:
-        yield await running_server(target, model, out)
+async def _contenders(
+    target: str | None, model: str, transport: str, loop: throughput.Loop
+) -> AsyncIterator[list[Contender]]:
+    """Hedgerow and the hand-written handler, or the running server alone."""
+    if target is None:
+        async with pair(loop.directory, loop.cores, transport=transport) as contenders:
+            yield contenders
         return
-    async with own_server(out, transport=transport, workers=1) as subject:
-        yield subject
+    subject = await running_server(target, model, loop.directory)
+    with np.load(subject.inputs) as rows:
+        inputs = {name: rows[name][:1] for name in rows.files}
+    yield [await checked(over_grpc(target, target, model, inputs), None)]
 
 
-def _command() -> str:
-    """What was typed, for the report."""
-    return "hedgerow bench " + shlex.join(_arguments)
+def _report(name: str, run: Callable[[Report], Awaitable[Rows]], out: Path, *, as_json: bool) -> int:
+    return reports.run(name, run, out, command=f"hedgerow bench {shlex.join(_arguments)}", as_json=as_json)
 
 
 #: Of this call; `run` sets them.
@@ -163,9 +274,9 @@ _arguments: list[str] = []
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Returns 0, 1 if a request failed, 2 if nothing could be measured."""
+    """Returns 0, 1 if a request failed, 2 if nothing could be measured, 130 if it was stopped."""
     _arguments[:] = sys.argv[1:] if arguments is None else arguments
-    return int(app(_arguments, result_action="return_value") or 0)
+    return int(app(list(_arguments), result_action="return_value") or 0)
 
 
 def main() -> None:

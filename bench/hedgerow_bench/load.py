@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
+from hedgerow_bench.cores import pinned
 from hedgerow_bench.plan import Plan
 from hedgerow_bench.records import Records
+from hedgerow_bench.wire_plan import WirePlan
 
 News = Mapping[str, Any]
 
@@ -34,13 +36,22 @@ class Load:
     """A load generator under way; an async context manager that never leaves it behind.
 
     Args:
-        plan: What to do.
+        plan: What to do: a `Plan` for the generator that checks answers through
+            the client library, a `WirePlan` for the fast one.
         tell: Called with each of the generator's news (see `generator`).
+        cores: Where it runs; None: anywhere.
     """
 
-    def __init__(self, plan: Plan, tell: Callable[[News], None] = lambda _news: None) -> None:
+    def __init__(
+        self,
+        plan: Plan | WirePlan,
+        tell: Callable[[News], None] = lambda _news: None,
+        *,
+        cores: Sequence[int] | None = None,
+    ) -> None:
         self._plan = plan
         self._tell = tell
+        self._cores = cores
         self._process: asyncio.subprocess.Process | None = None
         self._follower: asyncio.Task[float] | None = None
         self._first_reply: dict[str, asyncio.Future[float]] = {}
@@ -51,15 +62,17 @@ class Load:
         began: asyncio.Future[None] = loop.create_future()
         self._plan.records_path.parent.mkdir(parents=True, exist_ok=True)
         self._plan.records_path.unlink(missing_ok=True)
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "hedgerow_bench.generator",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            # Ctrl-C is for whoever started it; stdin's end stops it.
-            start_new_session=True,
-        )
+        module = "generator" if isinstance(self._plan, Plan) else "wire_generator"
+        with pinned(self._cores):
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                f"hedgerow_bench.{module}",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                # Ctrl-C is for whoever started it; stdin's end stops it.
+                start_new_session=True,
+            )
         assert self._process.stdin is not None
         self._process.stdin.write(self._plan.to_json().encode() + b"\n")
         self._follower = asyncio.create_task(self._follow(self._process, began))

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 
+
+def _share(_: object, tokens: Sequence[Token]) -> float:
+    """Reads `50%` or `0.5`."""
+    text = tokens[0].value
+    return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+
+
+#: A part of the whole: 50% or 0.5.
+Percent = Annotated[float, Parameter(converter=_share, n_tokens=1)]
 Target = Annotated[str | None, Parameter(help="A running server; without it, servers are started.")]
 Model = Annotated[str, Parameter(help="The model to ask, with --target.")]
 Seconds = Annotated[float, Parameter(help="Length of each run.")]

@@ -50,3 +50,14 @@ def family(pid: int) -> list[Process]:
     for process in found:  # grows on the way
         found += children.get(process.pid, [])
     return found
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process's threads, to the nanosecond where the kernel tells; 0 if it is gone."""
+    nanoseconds = [
+        int(path.read_text().split()[0]) for path in (_PROC / str(pid) / "task").glob("*/schedstat")
+    ]
+    if nanoseconds:
+        return sum(nanoseconds) / 1e9
+    process = read(pid)
+    return 0.0 if process is None else process.cpu_seconds

@@ -7,6 +7,7 @@ import json
 import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,23 +35,28 @@ def tell(line: str) -> None:
     console.print(f"  {line}", style="dim", markup=False, soft_wrap=True)
 
 
-class Notes(list[str]):
-    """What a reader of the numbers must know; a measurement adds to it, nothing twice."""
+@dataclass(slots=True)
+class Report:
+    """What a measurement adds to while it runs."""
 
-    def add(self, note: str) -> None:
+    #: What a reader of the numbers must know.
+    notes: list[str] = field(default_factory=list)
+    #: Beside the rows: what does not fit into them.
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def note(self, sentence: str) -> None:
         """Adds a sentence, unless it is empty or known."""
-        if note and note not in self:
-            self.append(note)
+        if sentence and sentence not in self.notes:
+            self.notes.append(sentence)
 
 
 def run(
     name: str,
-    measurement: Callable[[Notes], Awaitable[Rows]],
+    measurement: Callable[[Report], Awaitable[Rows]],
     out: Path,
     *,
     command: str,
     as_json: bool,
-    facts: Mapping[str, Any] | None = None,
 ) -> int:
     """Runs a measurement to its report OUT/NAME.json.
 
@@ -60,7 +66,6 @@ def run(
         out: For the report.
         command: What repeats it.
         as_json: The report goes to stdout, all else to stderr.
-        facts: Added to the report.
 
     Returns:
         The exit code.
@@ -68,36 +73,38 @@ def run(
     console.stderr = as_json
     console.print(f"[bold]{name}[/]")
     out.mkdir(parents=True, exist_ok=True)
-    notes = Notes()
-    notes.add(machine.listen().note)
+    report = Report()
+    report.note(machine.listen().note)
     company = machine.Company()
     date, began = datetime.now(UTC), time.monotonic()
     try:
-        rows = asyncio.run(_until_told(measurement(notes)))
+        rows = asyncio.run(_until_told(measurement(report)))
     except (HedgerowError, LoadError, NotReady, WrongAnswer, ValueError, OSError) as error:
         console.print(str(error), style="red", markup=False, soft_wrap=True)
         return NOT_MEASURED
     except (KeyboardInterrupt, asyncio.CancelledError):
         console.print(f"{name} was stopped; nothing of it is kept.", style="yellow")
         return STOPPED
-    notes.add(company.note())
+    report.note(company.note())
     if any(row.get("generator_was_the_limit") for row in rows):
-        notes.add("In some rows the load generator used a whole core: there the client was the limit.")
-    report = {
+        report.note(
+            "In some rows the load generator was busy or late itself: there the client was the limit."
+        )
+    whole = {
         "measurement": name,
         "date": date.isoformat(timespec="seconds"),
         "command": command,
         "took_seconds": round(time.monotonic() - began, 1),
         "machine": machine.describe(),
-        "noise": list(notes),
-        **(facts or {}),
+        "noise": report.notes,
+        **report.facts,
         "rows": rows,
     }
-    (out / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
-    _show(report)
+    (out / f"{name}.json").write_text(json.dumps(whole, indent=2) + "\n")
+    _show(whole)
     console.print(f"{out}/{name}.json", style="dim")
     if as_json:
-        print(json.dumps(report))
+        print(json.dumps(whole))
     return FAILED if any(row.get("failed") for row in rows) else DONE
 
 
@@ -109,12 +116,19 @@ async def _until_told(measurement: Awaitable[Rows]) -> Rows:
 
 
 def _show(report: Mapping[str, Any]) -> None:
-    table = tables.table(report["measurement"], report["rows"])
-    shown = RichTable(box=None, padding=(0, 1), header_style="bold")
-    for heading in table.headings:
-        shown.add_column(heading, justify="right")
-    for row in table.rows:
-        shown.add_row(*row)
-    console.print(shown)
+    for table in tables.tables(report):
+        shown = RichTable(
+            title=table.caption or None,
+            title_justify="left",
+            title_style="",
+            box=None,
+            padding=(0, 1),
+            header_style="bold",
+        )
+        for place, heading in enumerate(table.headings):
+            shown.add_column(heading, justify="right" if place else "left")
+        for row in table.rows:
+            shown.add_row(*row)
+        console.print(shown)
     for note in report["noise"]:
         console.print(note, style="yellow", soft_wrap=True, markup=False)

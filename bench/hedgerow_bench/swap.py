@@ -1,10 +1,10 @@
-"""The measurements: throughput, latency, swap."""
+"""Latency while versions change."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,37 +12,15 @@ import numpy as np
 from hedgerow import AsyncClient
 
 from hedgerow_bench import mlp
-from hedgerow_bench.load import Load, Outcome
+from hedgerow_bench.load import Load
 from hedgerow_bench.plan import Plan
 from hedgerow_bench.process import NotReady
 from hedgerow_bench.records import Records, percentiles_ms
-from hedgerow_bench.subject import Subject, write_questions
+from hedgerow_bench.subject import write_questions
+from hedgerow_bench.throughput import BUSY, Tell
 
-Tell = Callable[[str], None]
-#: Above this part of a core the generator was the limit.
-BUSY = 0.9
 #: Seconds in which a published version must answer.
 SERVED_WITHIN = 60.0
-
-
-async def latency(
-    subject: Subject, rates: Sequence[float], seconds: float, directory: Path, tell: Tell
-) -> list[dict[str, Any]]:
-    """Latency under a fixed rate of independent callers, one row for each rate."""
-    rows = []
-    for rate in rates:
-        plan = Plan(
-            subject.target,
-            subject.model,
-            str(subject.inputs),
-            str(directory / f"latency-{rate:g}.npz"),
-            rate=rate,
-            seconds=seconds,
-        )
-        outcome = await _run(plan)
-        rows.append({"rate": rate} | _facts(outcome))
-        tell(f"{rate:g} a second: p99 {outcome.records.percentiles_ms().get('p99', 0):.2f} ms")
-    return rows
 
 
 async def swap(
@@ -85,7 +63,9 @@ async def swap(
         "moves": moves,
         "moves_served": int(np.count_nonzero(np.isfinite(waits))),
         "alias_to_served_ms": percentiles_ms(waits[np.isfinite(waits)]),
-    } | _facts(outcome)
+        "generator_cpu": outcome.cpu,
+        "generator_was_the_limit": outcome.cpu > BUSY,
+    } | outcome.records.summary()
 
 
 def alias_to_served(records: Records, moved: Sequence[tuple[str, float]]) -> Any:
@@ -105,18 +85,6 @@ def alias_to_served(records: Records, moved: Sequence[tuple[str, float]]) -> Any
         replies = replies[(replies >= at) & (replies < end)]
         waits.append(float(replies.min()) - at if len(replies) else float("inf"))
     return np.asarray(waits)
-
-
-async def _run(plan: Plan) -> Outcome:
-    async with Load(plan) as load:
-        return await load.finish()
-
-
-def _facts(outcome: Outcome) -> dict[str, Any]:
-    return outcome.records.summary() | {
-        "generator_cpu": outcome.cpu,
-        "generator_was_the_limit": outcome.cpu > BUSY,
-    }
 
 
 def _publish_two(model: str, registry: str, directory: Path) -> list[str]:

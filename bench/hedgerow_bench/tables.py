@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,19 +11,20 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Cells as text, one heading for each column."""
+    """Cells as text, one heading for each column; the first column names the row."""
 
+    caption: str
     headings: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
 
-def table(measurement: str, rows: Sequence[Row]) -> Table:
-    """The table of a measurement's rows.
+def tables(report: Row) -> list[Table]:
+    """The tables of a report.
 
     Raises:
-        KeyError: There is no such measurement, or its rows are of another release.
+        KeyError: There is no such measurement, or the report is of another release.
     """
-    return _TABLES[measurement](rows)
+    return _TABLES[report["measurement"]](report)
 
 
 def number(value: float | None) -> str:
@@ -48,65 +49,230 @@ def with_spread(spread: Mapping[str, Any] | None, *, ratio: bool = False) -> str
     return text
 
 
-def _throughput(rows: Sequence[Row]) -> Table:
+def _throughput(report: Row) -> list[Table]:
+    rows = report["rows"]
     servers = list(rows[0]["servers"])
     others = servers[1:]
-    return Table(
-        (
-            "under way",
-            *(f"{name}/s" for name in servers),
-            *(f"/ {name}" for name in others),
-            "failed",
-        ),
-        tuple(
+    return [
+        Table(
+            "Answers per second, median of the rounds (lowest-highest)",
             (
-                f"{number(row['concurrency'])} ({row['connections']} x {row['streams']})",
-                *(with_spread(row["servers"][name]["per_second"]) for name in servers),
-                *(with_spread(row["ratios"].get(name), ratio=True) for name in others),
+                "requests under way",
+                *(f"{name}/s" for name in servers),
+                *(f"{servers[0]} / {name}" for name in others),
+                "failed",
+            ),
+            tuple(
+                (
+                    f"{row['concurrency']} ({row['connections']} x {row['streams']})",
+                    *(with_spread(row["servers"][name]["per_second"]) for name in servers),
+                    *(with_spread(row["ratios"].get(name), ratio=True) for name in others),
+                    number(row["failed"]),
+                )
+                for row in rows
+            ),
+        )
+    ]
+
+
+def _latency(report: Row) -> list[Table]:
+    found = []
+    alone = report.get("alone", [])
+    if alone:
+        cells = []
+        for row in alone:
+            ours: Row = next(iter(row.get("ratios", {}).values()), {})
+            cells.append(
+                (
+                    row["server"],
+                    with_spread(row["p50_ms"]),
+                    with_spread(row["p99_ms"]),
+                    with_spread(ours.get("p50"), ratio=True),
+                    with_spread(ours.get("p99"), ratio=True),
+                    number(row["latency_ms"].get("p99_9")),
+                    number(row["requests"]),
+                    number(row["failed"]),
+                )
+            )
+        headings = ("server", "p50 ms", "p99 ms", "p50 ratio", "p99 ratio", "p99.9 ms", "requests", "failed")
+        found.append(
+            Table("One request at a time, median of the rounds (lowest-highest)", headings, tuple(cells))
+        )
+    found.append(
+        Table(
+            "Open loop, from when a request was due to its answer",
+            ("server", "requests/s", "of capacity", *_POINTS.values(), "p99.9 / p50", "requests", "failed"),
+            tuple(
+                (
+                    row["server"],
+                    number(row["rate"]),
+                    "-" if row.get("load") is None else f"{row['load']:.0%}",
+                    *_points(row["latency_ms"]),
+                    number(_quotient(row["latency_ms"], "p99_9", "p50")),
+                    number(row["requests"]),
+                    number(row["failed"]),
+                )
+                for row in report["rows"]
+            ),
+        )
+    )
+    return found
+
+
+def _swap(report: Row) -> list[Table]:
+    return [
+        Table(
+            "Alias moves under load",
+            (
+                "moves",
+                "served",
+                "alias to served p50 ms",
+                "p99 ms",
+                *(f"requests {point}" for point in _POINTS.values()),
+                "requests",
+                "failed",
+            ),
+            tuple(
+                (
+                    number(row["moves"]),
+                    number(row["moves_served"]),
+                    number(row["alias_to_served_ms"].get("p50")),
+                    number(row["alias_to_served_ms"].get("p99")),
+                    *_points(row["latency_ms"]),
+                    number(row["requests"]),
+                    number(row["failed"]),
+                )
+                for row in report["rows"]
+            ),
+        )
+    ]
+
+
+def _tensors(report: Row) -> list[Table]:
+    rows = report["rows"]
+    servers = list(rows[0]["servers"])
+    return [
+        Table(
+            "Megabytes of input a second, median of the rounds (lowest-highest)",
+            (
+                "input",
+                "bytes",
+                *(f"{name} MB/s" for name in servers),
+                *(f"{servers[0]} / {name}" for name in servers[1:]),
+                "failed",
+            ),
+            tuple(
+                (
+                    row["size"],
+                    number(row["bytes"]),
+                    *(with_spread(row["servers"][name]["megabytes_per_second"]) for name in servers),
+                    *(with_spread(row["ratios"].get(name), ratio=True) for name in servers[1:]),
+                    number(row["failed"]),
+                )
+                for row in rows
+            ),
+        )
+    ]
+
+
+def _scale(report: Row) -> list[Table]:
+    models = [row for row in report["rows"] if "models" in row]
+    workers = [row for row in report["rows"] if "workers" in row]
+    found = []
+    if models:
+        cells = tuple(
+            (
+                number(row["models"]),
+                with_spread(row["per_second"]),
+                with_spread(row["to_first"], ratio=True),
+                f"{row['generator_cpu']:.0%}",
                 number(row["failed"]),
             )
-            for row in rows
-        ),
-    )
-
-
-def _latency(rows: Sequence[Row]) -> Table:
-    return Table(
-        ("rate", "requests", "failed", *_POINTS.values()),
-        tuple(
+            for row in models
+        )
+        first = number(models[0]["models"])
+        headings = ("models", "answers/s", f"to {first} loaded", "generator's core", "failed")
+        found.append(Table("Models loaded, with traffic on all of them", headings, cells))
+    if workers:
+        cells = tuple(
             (
-                number(row["rate"]),
-                number(row["requests"]),
+                number(row["workers"]),
+                with_spread(next(iter(row["servers"].values()))["per_second"]),
+                ", ".join(f"{share:.0%}" for share in row["shares"]["of_workers"].values())
+                + (" of CPU time" if row["shares"]["by"] == "cpu" else " of requests"),
+                f"{row['generator_cpu']:.0%}",
                 number(row["failed"]),
-                *(number(row["latency_ms"].get(point)) for point in _POINTS),
             )
-            for row in rows
-        ),
-    )
+            for row in workers
+        )
+        headings = ("workers", "answers/s", "each worker's share", "generator's core", "failed")
+        found.append(Table("Worker processes", headings, cells))
+    idle = report.get("idle")
+    if idle:
+        used = (f"{idle['seconds']:g} s", f"{idle['worker']:.3%}", f"{idle['supervisor']:.3%}")
+        found.append(Table("Idle, in parts of one core", ("watched", "worker", "supervisor"), (used,)))
+    return found
 
 
-def _swap(rows: Sequence[Row]) -> Table:
-    return Table(
-        ("moves", "served", "alias to served p50 ms", "p99 ms", "requests", "failed", *_POINTS.values()),
-        tuple(
+def _loads(report: Row) -> list[Table]:
+    rows = report["rows"]
+    latency, memory = [], []
+    for row in rows:
+        size = f"{row['weights']}, {row['megabytes']} MB"
+        for name, key in (("quiet", "quiet_ms"), ("loading", "loading_ms")):
+            ratio = number(row["p99_ratio"]) if key == "loading_ms" else "-"
+            latency.append((f"{size}: {name}", number(row["rate"]), *_points(row[key]), ratio))
+        memory.append(
             (
-                number(row["moves"]),
-                number(row["moves_served"]),
-                number(row["alias_to_served_ms"].get("p50")),
-                number(row["alias_to_served_ms"].get("p99")),
-                number(row["requests"]),
+                size,
+                number(row["cycles"]),
+                number(row["load_took_ms"].get("p50")),
+                number(row["load_took_ms"].get("max")),
+                number(row["resident_before"] / 1e6),
+                number(row["resident_after"] / 1e6),
+                f"{row['resident_ratio']:.3f}",
                 number(row["failed"]),
-                *(number(row["latency_ms"].get(point)) for point in _POINTS),
             )
-            for row in rows
+        )
+    return [
+        Table(
+            "A small model while a large one is loaded and dropped",
+            ("weights", "requests/s", *_POINTS.values(), "p99 / quiet"),
+            tuple(latency),
         ),
-    )
+        Table(
+            "The loads, and what they leave in memory",
+            (
+                "weights",
+                "times",
+                "load p50 ms",
+                "max ms",
+                "before MB",
+                "after MB",
+                "after / before",
+                "failed requests",
+            ),
+            tuple(memory),
+        ),
+    ]
 
 
 _POINTS = {"p50": "p50 ms", "p90": "p90 ms", "p99": "p99 ms", "p99_9": "p99.9 ms", "max": "max ms"}
 
-_TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
+
+def _points(latency: Row) -> tuple[str, ...]:
+    return tuple(number(latency.get(point)) for point in _POINTS)
+
+
+def _quotient(latency: Row, above: str, below: str) -> float | None:
+    return latency[above] / latency[below] if latency.get(below) else None
+
+
+_TABLES: dict[str, Callable[[Row], list[Table]]] = {
     "throughput": _throughput,
     "latency": _latency,
+    "tensors": _tensors,
+    "scale": _scale,
+    "loads": _loads,
     "swap": _swap,
 }

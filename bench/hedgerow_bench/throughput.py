@@ -1,4 +1,7 @@
-"""Answers per second in a closed loop: so many requests under way, each followed by the next."""
+"""Answers per second in a closed loop: so many requests under way, each followed by the next.
+
+Through h2load where it is installed, else through the generator of `wire`.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hedgerow_bench import counters, h2load
+from hedgerow_bench import counters, h2load, wire_load
 from hedgerow_bench.contender import Contender
 from hedgerow_bench.cores import Cores
+from hedgerow_bench.process import NotReady
 from hedgerow_bench.spread import interleaved, ratios, spread
 
 Tell = Callable[[str], None]
@@ -50,22 +54,46 @@ def split(concurrency: int, connections: int = CONNECTIONS) -> tuple[int, int]:
 
 
 async def shoot(contender: Contender, loop: Loop, connections: int, streams: int) -> h2load.Shot:
-    """One run against one server, its answers verified."""
+    """One run against one server, its answers verified.
+
+    Raises:
+        NotReady: The server speaks HTTP/1.1 and h2load is not installed.
+    """
     before = await counters.read(contender.metrics) if contender.metrics else None
-    shot = await h2load.closed_loop(
-        contender,
-        connections=connections,
-        streams=streams,
-        seconds=loop.seconds,
-        warm_up=loop.warm_up,
-        body=loop.directory / "request.bin",
-        cores=loop.cores.load,
-    )
+    if h2load.installed():
+        shot = await h2load.closed_loop(
+            contender,
+            connections=connections,
+            streams=streams,
+            seconds=loop.seconds,
+            warm_up=loop.warm_up,
+            body=loop.directory / "request.bin",
+            cores=loop.cores.load,
+        )
+    elif contender.http1:
+        raise NotReady(h2load.HINT)
+    else:
+        shot = await _without_h2load(contender, loop, connections, streams)
     if before is None:
         return shot
     after = await counters.read(contender.metrics)
     failed = max(shot.failed, counters.unanswered(before, after, shot.requests))
     return h2load.Shot(shot.requests, shot.per_second, failed, shot.cpu)
+
+
+async def _without_h2load(contender: Contender, loop: Loop, connections: int, streams: int) -> h2load.Shot:
+    outcome = await wire_load.closed_loop(
+        contender,
+        connections=connections,
+        streams=streams,
+        seconds=loop.seconds,
+        warm_up=loop.warm_up,
+        directory=loop.directory,
+        cores=loop.cores,
+    )
+    failed = outcome.records.failed
+    answered = len(outcome.records) - failed
+    return h2load.Shot(answered, answered / loop.seconds, failed, outcome.cpu)
 
 
 async def measure(

@@ -6,7 +6,7 @@ from io import StringIO
 
 import numpy as np
 import pytest
-from hedgerow_bench.measure import alias_to_served
+from hedgerow_bench.swap import alias_to_served
 from hedgerow_bench.records import OK, Log
 from hedgerow_local.demo.account import rollback_numbers, swap_numbers
 from hedgerow_local.demo.stage import SceneFailed, Stage, merge, play

@@ -1,0 +1,110 @@
+"""Latency: alone on the server beside the hand-written handler, and in open loop at fixed rates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hedgerow_bench import throughput, wire_load
+from hedgerow_bench.contender import Contender
+from hedgerow_bench.cores import Cores
+from hedgerow_bench.load import Outcome
+from hedgerow_bench.records import Records, curve_ms, percentiles_ms
+from hedgerow_bench.reports import Rows, tell
+from hedgerow_bench.spread import interleaved, ratios, spread
+
+#: Requests under way when a server's capacity is measured.
+CAPACITY_CONCURRENCY = 64
+#: A generator that is late by more than this part of what it measures measured itself.
+_LATE = 0.5
+
+
+async def alone(
+    contenders: Sequence[Contender], rounds: int, seconds: float, directory: Path, cores: Cores
+) -> Rows:
+    """One request at a time, interleaved: the whole latency of a call on an idle server.
+
+    Returns:
+        A row for each server: spreads of its rounds' p50 and p99, all rounds together as
+        `latency_ms`, and for the first the `ratios` to each other.
+    """
+    runs: dict[str, list[Records]] = {contender.name: [] for contender in contenders}
+    for number, contender in interleaved(rounds, contenders):
+        settings = {"mode": "closed", "callers": 1, "connections": 1, "seconds": seconds}
+        outcome = await wire_load.carry_out(
+            wire_load.plan(contender, directory, "alone", cores, **settings), cores
+        )
+        runs[contender.name].append(outcome.records)
+        tell(
+            f"round {number + 1}/{rounds}, one at a time: {contender.name} "
+            f"p50 {outcome.records.percentiles_ms().get('p50', 0):.3f} ms"
+        )
+    rows = []
+    points = {
+        name: {
+            point: [records.percentiles_ms().get(point, 0.0) for records in each] for point in ("p50", "p99")
+        }
+        for name, each in runs.items()
+    }
+    first, *others = runs
+    for name, each in runs.items():
+        latencies = np.concatenate([records.latency for records in each])
+        row: dict[str, Any] = {
+            "server": name,
+            "requests": len(latencies),
+            "failed": sum(records.failed for records in each),
+            "p50_ms": spread(points[name]["p50"]),
+            "p99_ms": spread(points[name]["p99"]),
+            "latency_ms": percentiles_ms(latencies),
+        }
+        if name == first:
+            row["ratios"] = {
+                other: {point: ratios(points[first][point], points[other][point]) for point in ("p50", "p99")}
+                for other in others
+            }
+        rows.append(row)
+    return rows
+
+
+async def capacity(contender: Contender, seconds: float, directory: Path, cores: Cores) -> float:
+    """Requests per second that a server answers at most, in closed loop: the median of three runs."""
+    loop = throughput.Loop(3, seconds, min(0.5, seconds), directory, cores)
+    (row,) = await throughput.measure([contender], [throughput.split(CAPACITY_CONCURRENCY)], loop, tell)
+    return float(row["servers"][contender.name]["per_second"]["median"])
+
+
+async def at_rate(
+    contender: Contender, rate: float, seconds: float, directory: Path, cores: Cores
+) -> dict[str, Any]:
+    """Open loop with Poisson arrivals; a row."""
+    name = f"latency-{contender.name.replace(':', '-')}-{rate:.0f}"
+    outcome = await wire_load.carry_out(
+        wire_load.plan(contender, directory, name, cores, rate=rate, seconds=seconds), cores
+    )
+    row: dict[str, Any] = {"server": contender.name, "rate": round(rate, 1)} | facts(outcome)
+    tell(
+        f"{contender.name}, {rate:,.0f} a second: p50 {row['latency_ms'].get('p50', 0):.3f} ms, "
+        f"p99.9 {row['latency_ms'].get('p99_9', 0):.3f} ms"
+    )
+    return row
+
+
+def facts(outcome: Outcome) -> dict[str, Any]:
+    """What a run in open loop says."""
+    records = outcome.records
+    return (
+        records.summary()
+        | {"curve_ms": curve_ms(records.latency), "generator_cpu": outcome.cpu}
+        | {"generator_was_the_limit": was_late(records.latency, records.lag)}
+    )
+
+
+def was_late(latency: npt.NDArray[np.float64], lag: npt.NDArray[np.float64]) -> bool:
+    """Whether the generator's own delay makes up much of the measured tail."""
+    if not len(latency):
+        return False
+    return bool(np.quantile(lag, 0.99) > _LATE * np.quantile(latency, 0.99))

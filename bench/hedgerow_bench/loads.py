@@ -1,0 +1,174 @@
+"""A small model's latency while a large one is loaded and dropped, and what that leaves in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+from hedgerow_protos import open_inference_pb2 as oip
+
+from hedgerow_bench import latency, mlp, models, procfs, wire_load
+from hedgerow_bench.contender import Contender, checked, over_grpc
+from hedgerow_bench.cores import Cores
+from hedgerow_bench.load import Load
+from hedgerow_bench.pair import HEDGEROW, ROW
+from hedgerow_bench.records import Records, percentiles_ms
+from hedgerow_bench.reports import Rows, tell
+from hedgerow_bench.subject import MLP_SEED, Subject, own_server
+
+_SMALL, _LARGE = "mlp", "large"
+#: A load may take this long: the server tries the model in a process of its own first.
+_LOAD_SECONDS = 120.0
+#: Memory is given back some time after a version was dropped.
+_SETTLE_SECONDS = 3.0
+_SERVICE = "/inference.GRPCInferenceService"
+
+
+@dataclass(frozen=True, slots=True)
+class Cycle:
+    """How the large model is loaded and dropped.
+
+    Attributes:
+        times: How often.
+        megabytes: Of its weights.
+        quiet: Seconds under load without any loading, before and after.
+        share: Of the server's capacity that the small model's requests use.
+        directory: For files.
+        cores: Of server and load.
+        transport: Of the server.
+    """
+
+    times: int
+    megabytes: int
+    quiet: float
+    share: float
+    directory: Path
+    cores: Cores
+    transport: str
+
+
+async def measure(cycle: Cycle, kinds: tuple[str, ...] = ("external", "embedded")) -> Rows:
+    """A row for each kind of file: weights in a file of their own, or inside the ONNX file."""
+    return [await _one(cycle, kind) for kind in kinds]
+
+
+async def _one(cycle: Cycle, kind: str) -> dict[str, Any]:
+    small = cycle.directory / "mlp.onnx"
+    mlp.write(small, MLP_SEED)
+    large = cycle.directory / f"large-{kind}" / "model.onnx"
+    # The server must know the name from its start, and have loaded nothing large before: the file
+    # is a small one first. A load reads what the file holds then.
+    _remove(large)
+    mlp.write(large, MLP_SEED)
+    token = secrets.token_hex(16)
+    try:
+        async with own_server(
+            cycle.directory,
+            transport=cycle.transport,
+            workers=1,
+            models={_SMALL: small, _LARGE: large},
+            cores=cycle.cores.server,
+            settings={"HEDGEROW_SERVER__OPERATOR_TOKEN": token},
+        ) as subject:
+            await _repository(subject, token, "RepositoryModelUnload")
+            await asyncio.to_thread(models.write_large, large, cycle.megabytes, external=kind == "external")
+            tell(f"{kind}: a model of {cycle.megabytes} MB is written")
+            contender = await checked(
+                over_grpc(
+                    HEDGEROW,
+                    subject.target,
+                    _SMALL,
+                    {mlp.INPUT: ROW},
+                    metrics=subject.metrics,
+                    pid=subject.pid,
+                ),
+                mlp.answer(ROW, MLP_SEED),
+            )
+            return {"weights": kind} | await _under_load(cycle, kind, subject, token, contender)
+    finally:
+        _remove(large)
+
+
+async def _under_load(
+    cycle: Cycle, kind: str, subject: Subject, token: str, contender: Contender
+) -> dict[str, Any]:
+    capacity = await latency.capacity(contender, min(2.0, cycle.quiet), cycle.directory, cycle.cores)
+    rate = capacity * cycle.share
+    longest = 2 * cycle.quiet + cycle.times * 30.0
+    planned = wire_load.plan(
+        contender, cycle.directory, f"loads-{kind}", cycle.cores, rate=rate, seconds=longest
+    )
+    took = []
+    async with Load(planned, cores=cycle.cores.load) as load:
+        await asyncio.sleep(max(0.0, load.started - time.monotonic()) + cycle.quiet)
+        before = resident(subject.pid)
+        began = time.monotonic()
+        for number in range(cycle.times):
+            start = time.monotonic()
+            await _repository(subject, token, "RepositoryModelLoad")
+            took.append(time.monotonic() - start)
+            await _repository(subject, token, "RepositoryModelUnload")
+            tell(f"{kind}: loaded and dropped {number + 1}/{cycle.times}, {took[-1] * 1000:,.0f} ms")
+        ended = time.monotonic()
+        await asyncio.sleep(_SETTLE_SECONDS)
+        after = resident(subject.pid)
+        await asyncio.sleep(cycle.quiet)
+        outcome = await load.finish(early=True)
+    records = outcome.records
+    quiet = _join(records.window(load.started, began), records.window(ended + _SETTLE_SECONDS, np.inf))
+    busy = records.window(began, ended)
+    at_rest, meanwhile = percentiles_ms(quiet), percentiles_ms(busy.latency)
+    return {
+        "megabytes": cycle.megabytes,
+        "cycles": cycle.times,
+        "rate": round(rate, 1),
+        "load": cycle.share,
+        "requests": len(records),
+        "failed": records.failed,
+        "statuses": records.summary()["statuses"],
+        "quiet_ms": at_rest,
+        "loading_ms": meanwhile,
+        "p99_ratio": meanwhile["p99"] / at_rest["p99"],
+        "load_took_ms": percentiles_ms(np.asarray(took)),
+        "resident_before": before,
+        "resident_after": after,
+        "resident_ratio": after / before,
+        "generator_cpu": outcome.cpu,
+        "generator_was_the_limit": latency.was_late(busy.latency, busy.lag),
+    }
+
+
+def resident(pid: int) -> int:
+    """Bytes of a server and its workers that lie in memory; pages that they share count for each."""
+    return sum(process.resident_bytes for process in procfs.family(pid))
+
+
+def _join(*parts: Records) -> Any:
+    return np.concatenate([part.latency for part in parts])
+
+
+def _remove(large: Path) -> None:
+    for path in (large, large.with_name(large.name + ".data")):
+        path.unlink(missing_ok=True)
+
+
+async def _repository(subject: Subject, token: str, method: str) -> None:
+    """Loads or unloads the large model."""
+    request = (
+        oip.RepositoryModelLoadRequest(model_name=_LARGE)
+        if method.endswith("Load")
+        else oip.RepositoryModelUnloadRequest(model_name=_LARGE)
+    )
+    async with grpc.aio.insecure_channel(subject.target) as channel:
+        call: Any = channel.unary_unary(f"{_SERVICE}/{method}")
+        await call(
+            request.SerializeToString(),
+            timeout=_LOAD_SECONDS,
+            metadata=(("authorization", f"Bearer {token}"),),
+        )

@@ -1,0 +1,144 @@
+"""What grows: workers, models in memory with traffic on all, and what an idle server uses."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hedgerow_bench import counters, mlp, procfs, throughput, wire_load
+from hedgerow_bench.contender import Contender, checked, over_grpc
+from hedgerow_bench.cores import Cores, available, divide
+from hedgerow_bench.pair import HEDGEROW, ROW
+from hedgerow_bench.reports import Report, Rows, tell
+from hedgerow_bench.spread import interleaved, ratios, spread
+from hedgerow_bench.subject import MLP_SEED, own_server
+from hedgerow_bench.throughput import BUSY
+
+#: Requests under way.
+CONCURRENCY = 64
+#: Connections for each worker: a worker is chosen by connection, so few would land unevenly.
+CONNECTIONS = 16
+
+
+async def workers(counts: Sequence[int], loop: throughput.Loop, transport: str, report: Report) -> Rows:
+    """A row for each number of workers: answers per second, and each worker's share of the work."""
+    rows = []
+    for count in counts:
+        cores = divide(available(), count)
+        if cores.note:
+            report.note(f"{count} workers: {cores.note}")
+        directory = loop.directory / f"workers-{count}"
+        async with own_server(directory, transport=transport, workers=count, cores=cores.server) as subject:
+            contender = await checked(
+                over_grpc(HEDGEROW, subject.target, "mlp", {mlp.INPUT: ROW}, metrics=subject.metrics),
+                mlp.answer(ROW, MLP_SEED),
+            )
+            before = await counters.read(subject.metrics)
+            (row,) = await throughput.measure(
+                [contender],
+                [throughput.split(CONCURRENCY, CONNECTIONS * count)],
+                throughput.Loop(loop.rounds, loop.seconds, loop.warm_up, directory, cores),
+                tell,
+            )
+            after = await counters.read(subject.metrics)
+        rows.append(
+            {"workers": count, "shares": _shares(before, after), "shared_cores": bool(cores.note)} | row
+        )
+    return rows
+
+
+def _shares(before: counters.Counters, after: counters.Counters) -> dict[str, Any]:
+    """Each worker's part of the requests; of the CPU time where the server does not count them by worker."""
+    by: str = "requests" if after.workers else "cpu"
+    earlier: Any = before.workers if after.workers else before.cpu_seconds
+    later: Any = after.workers or after.cpu_seconds
+    grown = {name: value - earlier.get(name, 0) for name, value in later.items() if name != "supervisor"}
+    total = sum(grown.values()) or 1
+    return {"by": by, "of_workers": {name: value / total for name, value in grown.items()}}
+
+
+async def models(counts: Sequence[int], loop: throughput.Loop, transport: str) -> Rows:
+    """A row for each number of models, all loaded and all asked in turn; servers up together, interleaved."""
+    async with AsyncExitStack() as stack:
+        contenders: dict[int, Contender] = {}
+        for count in counts:
+            contenders[count] = await _serving(count, loop, transport, stack)
+            tell(f"a server with {count} models is ready")
+        rates: dict[int, list[float]] = {count: [] for count in counts}
+        cpu = dict.fromkeys(counts, 0.0)
+        failed, requests = dict.fromkeys(counts, 0), dict.fromkeys(counts, 0)
+        for number, count in interleaved(loop.rounds, counts):
+            connections, streams = throughput.split(CONCURRENCY)
+            outcome = await wire_load.closed_loop(
+                contenders[count],
+                connections=connections,
+                streams=streams,
+                seconds=loop.seconds,
+                warm_up=loop.warm_up,
+                directory=loop.directory,
+                cores=loop.cores,
+            )
+            records = outcome.records
+            rates[count].append((len(records) - records.failed) / loop.seconds)
+            cpu[count] = max(cpu[count], outcome.cpu)
+            failed[count] += records.failed
+            requests[count] += len(records)
+            tell(f"round {number + 1}/{loop.rounds}, {count} models: {rates[count][-1]:,.0f}/s")
+    return [
+        {
+            "models": count,
+            "per_second": spread(rates[count]),
+            "to_first": ratios(rates[count], rates[counts[0]]),
+            "requests": requests[count],
+            "failed": failed[count],
+            "generator_cpu": cpu[count],
+            "generator_was_the_limit": cpu[count] > BUSY,
+        }
+        for count in counts
+    ]
+
+
+async def _serving(count: int, loop: throughput.Loop, transport: str, stack: AsyncExitStack) -> Contender:
+    """A server with so many models; the contender's body holds a request for each, in no order."""
+    directory = loop.directory / f"models-{count}"
+    names = [f"mlp-{number:02}" for number in range(count)]
+    files: dict[str, Path] = {}
+    for seed, name in enumerate(names):
+        files[name] = directory / name / "model.onnx"
+        mlp.write(files[name], seed)
+    subject = await stack.enter_async_context(
+        own_server(directory, transport=transport, workers=1, models=files, cores=loop.cores.server)
+    )
+    bodies = []
+    for seed, name in enumerate(names):
+        asked = over_grpc(name, subject.target, name, {mlp.INPUT: ROW})
+        bodies.append((await checked(asked, mlp.answer(ROW, seed))).body)
+    order = np.random.default_rng(0).permutation(count)
+    return Contender(
+        f"{count}-models",
+        asked.url,
+        asked.headers,
+        b"".join(bodies[place] for place in order),
+        metrics=subject.metrics,
+        pid=subject.pid,
+    )
+
+
+async def idle(seconds: float, directory: Path, cores: Cores, transport: str) -> dict[str, float]:
+    """CPU time of a server without requests, in parts of one core: of its supervisor and its worker."""
+    async with own_server(directory, transport=transport, workers=1, cores=cores.server) as subject:
+        contender = over_grpc(HEDGEROW, subject.target, "mlp", {mlp.INPUT: ROW})
+        await checked(contender, mlp.answer(ROW, MLP_SEED))
+        await asyncio.sleep(1)
+        processes = [process.pid for process in procfs.family(subject.pid)]
+        before = {pid: procfs.cpu_seconds(pid) for pid in processes}
+        await asyncio.sleep(seconds)
+        used = {pid: (procfs.cpu_seconds(pid) - before[pid]) / seconds for pid in processes}
+    supervisor = used.pop(subject.pid)
+    tell(f"idle: worker {sum(used.values()):.3%} of a core, supervisor {supervisor:.3%}")
+    return {"seconds": seconds, "supervisor": supervisor, "worker": sum(used.values())}
