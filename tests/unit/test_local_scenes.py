@@ -6,9 +6,11 @@ from io import StringIO
 
 import numpy as np
 import pytest
-from hedgerow_bench.swap import alias_to_served
 from hedgerow_bench.records import OK, Log
+from hedgerow_bench.swap import alias_to_served
 from hedgerow_local.demo.account import rollback_numbers, swap_numbers
+from hedgerow_local.demo.outage import outage_numbers
+from hedgerow_local.demo.prepare import STALE_TTL
 from hedgerow_local.demo.stage import SceneFailed, Stage, merge, play
 from rich.console import Console
 
@@ -114,3 +116,36 @@ def test_a_move_that_is_never_served_waits_forever():
     records = told((1.5, 100, "2"), (2.5, 100, "1"), (3.9, 100, "1"))
     waits = alias_to_served(records, [("2", 1.0), ("1", 2.0), ("2", 3.0)])
     assert waits == pytest.approx(np.array([0.6, 0.6, np.inf]))
+
+
+OUTAGE = {
+    "postgres_killed": 200.0,
+    "valkey_killed": 204.0,
+    "restarted": 200.0 + STALE_TTL + 4,
+    "restored": 200.0 + STALE_TTL + 5,
+}
+
+
+def aged(*replies):
+    """Records of (due, how old the features were), each answered after a millisecond."""
+    log = Log()
+    for due, age in replies:
+        log.add(due, 0.0, 0.001, "1", OK, age)
+    return log.records()
+
+
+def test_an_outage_is_counted_from_the_kill_to_the_last_reply_that_is_not_fresh():
+    back = OUTAGE["restored"]
+    replies = [(199.0, "fresh"), (200.4, "stale"), (200.5, "fresh"), (209.0, "stale"), (212.0, "default")]
+    numbers = outage_numbers(aged(*replies, (back + 0.5, "default"), (back + 1, "fresh")), OUTAGE)
+    assert numbers["first_stale_seconds"] == pytest.approx(0.401)
+    assert numbers["during"] == {"stale": 2, "fresh": 1, "default": 1}
+    assert numbers["too_old"] == 0
+    assert numbers["fresh_again_seconds"] == pytest.approx(0.501)
+
+
+@pytest.mark.parametrize("age", ["fresh", "stale"])
+def test_a_value_served_past_its_time_is_found(age):
+    """Nobody can have asked the store since it died."""
+    late = 200.0 + STALE_TTL + 0.1
+    assert outage_numbers(aged((late, age), (late, "default")), OUTAGE)["too_old"] == 1

@@ -73,6 +73,8 @@ class Stack:
         self._lock: IO[str] | None = None
         self._watchers: list[asyncio.Task[None]] = []
         self._stopping = False
+        #: Parts that ended on purpose.
+        self._killed: set[str] = set()
 
     async def __aenter__(self) -> Self:
         self._lock = take(self.root / "lock")
@@ -112,15 +114,21 @@ class Stack:
         for child in self.children.values():
             child.kill()
 
+    async def kill_part(self, name: str) -> None:
+        """Kills one part as an accident would (SIGKILL); nobody is told of a loss."""
+        self._killed.add(name)
+        self.children[name].kill()
+        await self.children[name].ended()
+
     async def start_again(self, name: str) -> None:
-        """Starts a part that has ended, as it was.
+        """Starts a part that was killed, as it was.
 
         Raises:
             ChildFailed: It ended again, or was not ready in time.
         """
         child = self.children[name]
-        await child.ended()
         await child.start()
+        self._killed.discard(name)
         self._watchers.append(asyncio.create_task(self._watch(child)))
         await self._ready(name, _STORE_READY)
 
@@ -235,7 +243,7 @@ class Stack:
 
     async def _watch(self, child: Child) -> None:
         await child.ended()
-        if not self._stopping and self.endpoints is not None:
+        if not self._stopping and self.endpoints is not None and child.name not in self._killed:
             self._tell(child.name, f"{child.obituary()}\nEverything else goes on without it.")
             self.lost.put_nowait(child.name)
 

@@ -48,11 +48,9 @@ class Outage:
 
     async def _kill(self, stage: Stage, part: str, consequence: str) -> None:
         assert stage.stack is not None
-        child = stage.stack.children[part]
         stage.tell(f"kill -9 {part}: {consequence}", style="bold")
         stage.mark(f"{part}_killed")
-        child.kill()
-        await child.ended()
+        await stage.stack.kill_part(part)
 
 
 def features_of(records: Records) -> dict[str, int]:
