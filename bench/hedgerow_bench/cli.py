@@ -29,6 +29,8 @@ from hedgerow_bench.options import (
     Transport,
 )
 from hedgerow_bench.pair import pair
+from hedgerow_bench.peers import measure as peers
+from hedgerow_bench.peers.catalog import PEERS
 from hedgerow_bench.reports import Report, Rows, tell
 from hedgerow_bench.subject import own_stack, running_server
 
@@ -221,6 +223,40 @@ def scale_command(
     return _report("scale", run, out, as_json=as_json)
 
 
+@app.command(name="peers")
+def peers_command(
+    *names: Annotated[str, Parameter(help=f"Of {', '.join(peer.name for peer in PEERS)}; all without.")],
+    callers: Annotated[tuple[int, ...], Parameter(help="Requests under way at any time; repeatable.")] = (
+        1,
+        16,
+        64,
+    ),
+    rounds: Rounds = 3,
+    seconds: Seconds = 1.5,
+    smoke: Smoke = False,
+    out: Out = DEFAULT_OUT,
+    as_json: AsJson = False,
+) -> int:
+    """The same model on servers that others wrote, each installed into an environment of its own."""
+    if smoke:
+        callers, rounds, seconds = callers[:1], 1, 0.3
+
+    async def run(report: Report) -> Rows:
+        chosen = peers.choose(names)
+        loop = _loop(report, rounds, seconds, out)
+        report.facts["generator"] = h2load.version() or "hedgerow_bench.wire"
+        pythons = await peers.prepare(chosen, out / "peers")
+        return await peers.measure(chosen, pythons, callers, loop, report)
+
+    return _report("peers", run, out, as_json=as_json)
+
+
+@app.command(name="report")
+def report_command(*, out: Out = DEFAULT_OUT) -> int:
+    """Makes report.html anew from the JSON files beside it."""
+    return reports.show_page(out)
+
+
 #: What `hedgerow bench` without a name runs.
 ALL: tuple[Callable[..., int], ...] = (
     throughput_command,
@@ -233,10 +269,16 @@ ALL: tuple[Callable[..., int], ...] = (
 
 
 @app.default
-def everything(*, smoke: Smoke = False, out: Out = DEFAULT_OUT, as_json: AsJson = False) -> int:
-    """All but peers, one after the other."""
+def everything(
+    *,
+    smoke: Smoke = False,
+    and_peers: Annotated[bool, Parameter(name="--peers", negative="", help="Peers, too.")] = False,
+    out: Out = DEFAULT_OUT,
+    as_json: AsJson = False,
+) -> int:
+    """Everything, one after the other; peers only if asked for."""
     worst = reports.DONE
-    for one in ALL:
+    for one in (*ALL, peers_command) if and_peers else ALL:
         code = one(smoke=smoke, out=out, as_json=as_json)
         if code == reports.STOPPED:
             return code

@@ -16,7 +16,7 @@ from hedgerow import HedgerowError
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from hedgerow_bench import machine, tables
+from hedgerow_bench import machine, page, tables
 from hedgerow_bench.contender import WrongAnswer
 from hedgerow_bench.load import LoadError
 from hedgerow_bench.process import NotReady
@@ -102,10 +102,22 @@ def run(
     }
     (out / f"{name}.json").write_text(json.dumps(whole, indent=2) + "\n")
     _show(whole)
-    console.print(f"{out}/{name}.json", style="dim")
+    console.print(f"{out}/{name}.json", style="dim", soft_wrap=True)
+    show_page(out)
     if as_json:
         print(json.dumps(whole))
     return FAILED if any(row.get("failed") for row in rows) else DONE
+
+
+def show_page(out: Path) -> int:
+    """Makes the page of all reports in OUT anew; returns the exit code."""
+    try:
+        path = page.write(out)
+    except ValueError as error:
+        console.print(str(error), style="red", markup=False, soft_wrap=True)
+        return NOT_MEASURED
+    console.print(str(path), style="dim", soft_wrap=True)
+    return DONE
 
 
 async def _until_told(measurement: Awaitable[Rows]) -> Rows:

@@ -257,6 +257,28 @@ def _loads(report: Row) -> list[Table]:
     ]
 
 
+def _peers(report: Row) -> list[Table]:
+    cells = []
+    for row in report["rows"]:
+        title = row["title"] + (f" ({row['version']})" if row["version"] else "")
+        if "error" in row:
+            cells.append((title, "-", "-", "-", "left out", "-"))
+            continue
+        ours, theirs = row["servers"]
+        cells.append(
+            (
+                title,
+                number(row["concurrency"]),
+                with_spread(row["servers"][theirs]["per_second"]),
+                with_spread(row["servers"][ours]["per_second"]),
+                with_spread(row["ratios"].get(theirs), ratio=True),
+                number(row["failed"]),
+            )
+        )
+    headings = ("peer", "under way", "peer/s", "hedgerow/s", "hedgerow / peer", "failed")
+    return [Table("Answers per second, median of the rounds (lowest-highest)", headings, tuple(cells))]
+
+
 _POINTS = {"p50": "p50 ms", "p90": "p90 ms", "p99": "p99 ms", "p99_9": "p99.9 ms", "max": "max ms"}
 
 
@@ -275,4 +297,5 @@ _TABLES: dict[str, Callable[[Row], list[Table]]] = {
     "scale": _scale,
     "loads": _loads,
     "swap": _swap,
+    "peers": _peers,
 }
