@@ -48,7 +48,8 @@ def numbers(column: pa.Array[Any], field: FeatureField, bad: Bad) -> tuple[np.nd
     wide = pa.float64() if dtype.kind == "f" else _ARROW[field.datatype]
     cast = _cast(_numeric(column, field), wide, bad, f"{field.name} is %r; expected {field.datatype}")
     default = default_values(field)[0]
-    values = pc.fill_null(cast, pa.scalar(default, wide)).to_numpy(zero_copy_only=False)
+    filler = pa.scalar(bool(default) if field.datatype == "BOOL" else default, wide)
+    values = pc.fill_null(cast, filler).to_numpy(zero_copy_only=False)
     return _narrowed(values, dtype, field, bad), missing
 
 
