@@ -1,7 +1,7 @@
 """The request path, from a transport's batch of calls to their answers.
 
     answer ── parse ─ admit ─ choose ─ read tensors ─┐
-                                                     ├─ engine: batch, run
+                               └─ join features ─────┼─ engine: batch, run
     finish ── write tensors ─ respond ─ log ─────────┘
 
 Everything here is plain functions on the event loop's thread. A transport hands
@@ -24,6 +24,7 @@ from hedgerow_protos.open_inference_pb2 import ModelInferRequest
 from hedgerow_server.call import Call, read_trace
 from hedgerow_server.engine.model import Model
 from hedgerow_server.engine.runners import Engine
+from hedgerow_server.engine.signature import TensorSpec
 from hedgerow_server.engine.statistics import VersionStatistics
 from hedgerow_server.engine.work import Ran, Work
 from hedgerow_server.errors import (
@@ -34,9 +35,12 @@ from hedgerow_server.errors import (
     Unavailable,
     defect,
 )
+from hedgerow_server.features.binding import Binding
+from hedgerow_server.features.features import Features
+from hedgerow_server.features.join import Joined
 from hedgerow_server.gate.deadlines import Deadlines
 from hedgerow_server.routing.table import Choice, RouteTable
-from hedgerow_server.rpc.codec import TensorCodec
+from hedgerow_server.rpc.codec import BoundCodec, TensorCodec
 from hedgerow_server.rpc.heads import Heads
 from hedgerow_server.rpc.replies import Encoded
 from hedgerow_server.telemetry.request_log import LogLine, RequestLog
@@ -91,6 +95,9 @@ class Answerer:
         self._clock = clock
         self._nanoseconds = nanoseconds
         self._codecs: dict[Choice, TensorCodec] = {}
+        self._features: Features | None = None
+        # Calls that wait for features, in the order they came.
+        self._joining: dict[Call, None] = {}
         self._heads = Heads()
         self._idle: asyncio.Event = asyncio.Event()
         self._idle.set()
@@ -103,14 +110,32 @@ class Answerer:
         #: New calls are refused; those under way go on.
         self.draining = False
 
+    def join_with(self, features: Features) -> None:
+        """Fills bound inputs by `features`, whose `done` is `joined`."""
+        self._features = features
+
     def use(self, table: RouteTable) -> None:
         """Routes every call that arrives from now on by `table`."""
         codecs: dict[Choice, TensorCodec] = {}
         for routes in table.models.values():
             for choice in (*routes.versions.values(), *(choice for _, choice in routes.shares)):
-                codecs[choice] = TensorCodec(choice.model, _said_of(choice))
+                codecs[choice] = self._codec(choice)
         self._codecs = codecs
         self.table = table
+
+    def _codec(self, choice: Choice) -> TensorCodec:
+        model, said = choice.model, _said_of(choice)
+        codec = TensorCodec(model, said)
+        if self._features is not None and model.serving.features.inputs:
+            binding = Binding(model.serving.features, model.signature, self._features.views.find)
+            codec.bound = BoundCodec(model, said, binding)
+        return codec
+
+    def inputs(self, choice: Choice) -> tuple[TensorSpec, ...]:
+        """What callers of a version send; where inputs are bound to features, ids in their place."""
+        codec = self._codecs.get(choice)
+        bound = codec.bound if codec is not None else None
+        return choice.model.signature.inputs if bound is None else bound.binding.callers
 
     # ------------------------------------------------------------ on the way in
 
@@ -138,12 +163,19 @@ class Answerer:
             except Exception as error:  # noqa: BLE001  whatever it is, its text stays here
                 self._refuse(call, defect(call, error))
             else:
-                chosen[model] = None
+                if model is not None:
+                    chosen[model] = None
+        if self._features is not None and self._features.joiner.has_new:
+            self._features.joiner.flush()
         for model in chosen:
             self._engine.run_waiting(model)
 
-    def _enter(self, call: Call, table: RouteTable, now: float) -> Model:
-        """Parses, admits and routes one call, and puts it into its model's queue."""
+    def _enter(self, call: Call, table: RouteTable, now: float) -> Model | None:
+        """Parses, admits and routes one call, and puts it into its model's queue.
+
+        Returns:
+            The model; None if the call waits for features first.
+        """
         call.trace = trace = read_trace(call.metadata)
         if call.size > self._max_message_bytes:
             raise Overloaded(
@@ -175,6 +207,11 @@ class Answerer:
             )
 
         call.codec = codec = self._codecs[choice]
+        if codec.bound is not None:
+            request = request or ModelInferRequest.FromString(payload)
+            if codec.bound.is_for(request):
+                self._join(call, model, codec.bound, request)
+                return None
         seen = codec.recognise(head, payload, shift) if request is None else None
         if seen is not None:
             tensors, call.parts = seen
@@ -190,6 +227,43 @@ class Answerer:
         self._held_bytes += call.size
         model.queue.add(call)
         return model
+
+    def _join(self, call: Call, model: Model, bound: BoundCodec, request: ModelInferRequest) -> None:
+        """Has features read for a call that brings ids; `joined` takes it from there."""
+        assert self._features is not None
+        if len(self._joining) >= MAX_WAITING:
+            raise Overloaded(f"{len(self._joining)} requests wait for features already; try again later")
+        tensors = bound.callers.read(request)
+        call.outputs = tensors.outputs
+        self._features.joiner.add(call, bound.binding, tensors.parts, tensors.shapes)
+        call.joining_ns = self._nanoseconds()
+        model.in_flight += 1
+        self._held_bytes += call.size
+        self._joining[call] = None
+
+    def joined(self, finished: Sequence[Joined]) -> None:
+        """Puts calls that have their features into their models' queues."""
+        chosen: dict[Model, None] = {}
+        for one in finished:
+            call = cast("Call", one.asker)
+            assert call.codec is not None
+            assert call.codec.bound is not None
+            bound = call.codec.bound
+            if one.failure is not None:
+                self._refuse(call, defect(call, one.failure))
+                continue
+            del self._joining[call]
+            call.parts, call.shapes = one.parts, one.shapes
+            call.rows, call.kind = call.codec.rows(one.shapes, call.outputs)
+            call.features = one.freshness.label
+            call.codec = bound.replies[one.freshness]
+            call.queued_ns = self._nanoseconds()
+            call.join_ns = call.queued_ns - call.joining_ns
+            bound.model.statistics.join_ns += call.join_ns
+            bound.model.queue.add(call)
+            chosen[bound.model] = None
+        for model in chosen:
+            self._engine.run_waiting(model)
 
     # ----------------------------------------------------------- on the way out
 
@@ -252,7 +326,7 @@ class Answerer:
 
     def abandon(self) -> None:
         """Ends every call under way as UNAVAILABLE: the time that a drain gives is over."""
-        for work in self._engine.give_up():
+        for work in (*self._joining, *self._engine.give_up()):
             self._refuse(
                 cast("Call", work),
                 Unavailable("this server shut down before it could answer; send the request to another"),
@@ -291,10 +365,13 @@ class Answerer:
             statistics = choice.model.statistics
         statistics.answered(code, total_ns)
         queue_ns = 0
-        if call.queued_ns:
+        if call.queued_ns or call.joining_ns:
             # Counted even if no run began: perf_analyzer finds the version that
             # answered by which one's queue count grew.
-            queue_ns = (call.started_ns or now_ns) - call.queued_ns
+            if call.queued_ns:
+                queue_ns = (call.started_ns or now_ns) - call.queued_ns
+            else:
+                self._joining.pop(call, None)
             statistics.queued += 1
             statistics.queue_ns += queue_ns
             assert choice is not None
@@ -312,13 +389,14 @@ class Answerer:
                     version,
                     variant,
                     "primary" if code == _OK else "",
-                    "",
+                    call.features,
                     # Nanoseconds to milliseconds with four digits.
                     queue_ns // 100 / 10_000,
                     call.run_ns // 100 / 10_000,
                     total_ns // 100 / 10_000,
                     status,
                     error_id,
+                    call.join_ns // 100 / 10_000,
                 )
             )
         self.in_flight -= 1

@@ -25,6 +25,9 @@ from hedgerow_server.engine.loader_threads import LoaderThreads, be_nice
 from hedgerow_server.engine.probe import ProbeLimits, probe
 from hedgerow_server.engine.runners import Engine
 from hedgerow_server.errors import ServingError
+from hedgerow_server.features.cache import RedisCache
+from hedgerow_server.features.features import Features
+from hedgerow_server.features.store import PostgresStore
 from hedgerow_server.gate.deadlines import Deadlines
 from hedgerow_server.routing.applying import Applier
 from hedgerow_server.routing.control_channel import RemoteFiles, connect
@@ -39,7 +42,7 @@ from hedgerow_server.rpc.http import health_app
 from hedgerow_server.rpc.http_server import HttpServer
 from hedgerow_server.rpc.infer import InferHandlers
 from hedgerow_server.rpc.operate import OperateHandlers
-from hedgerow_server.rpc.server import Handlers, RpcServer
+from hedgerow_server.rpc.server import WORKER, Handlers, RpcServer
 from hedgerow_server.settings import Settings
 from hedgerow_server.telemetry.gather import Gatherer
 from hedgerow_server.telemetry.request_log import open_log
@@ -92,6 +95,8 @@ async def serve(settings: Settings, worker: int, link: WorkerLink) -> None:
         deadlines=Deadlines(settings.deadline.default_seconds, settings.deadline.maximum_seconds),
         max_message_bytes=server.max_message_bytes,
     )
+    features = _features(settings, answerer)
+    answerer.join_with(features)
     reports = Reports()
 
     def publish(table: RouteTable) -> None:
@@ -104,21 +109,29 @@ async def serve(settings: Settings, worker: int, link: WorkerLink) -> None:
         # However the worker ends: the last runs, then the last lines.
         stack.push_async_callback(requests.close)
         stack.push_async_callback(engine.close)
+        stack.push_async_callback(features.close)
         source = (
             await _from_control(settings, worker, publish, reports, stack)
             if server.control
             else _from_command_line(settings, publish, reports)
         )
         stack.push_async_callback(source.catalog.close)
-        gatherer = Gatherer(answerer, source.catalog, requests)
-        health = Health(answerer, source.missing, source.dependencies)
+        gatherer = Gatherer(answerer, source.catalog, requests, features)
+        health = Health(answerer, source.missing, lambda: {**source.dependencies(), **features.status()})
         token = server.operator_token
         operate = OperateHandlers(
             source.repository, token.get_secret_value() if token else None, workers=server.workers
         )
         describe = DescribeHandlers(answerer, health, reports)
+        # So that a client learns whether its connections lead to every worker.
+        said = [(WORKER, f"{worker}/{server.workers}")] if server.workers > 1 else []
         rpc = RpcServer(
-            settings, answerer, Handlers(InferHandlers(answerer), describe, operate, health), link.directory
+            settings,
+            answerer,
+            Handlers(InferHandlers(answerer, said), describe, operate, health),
+            link.directory,
+            said=said,
+            own_port=link.own_port,
         )
 
         link.answer_metrics(gatherer.dump)
@@ -143,6 +156,21 @@ async def serve(settings: Settings, worker: int, link: WorkerLink) -> None:
         except (ServingError, OSError, RuntimeError) as error:
             # The model is refused, or a port cannot be bound.
             link.failed(str(error))
+
+
+def _features(settings: Settings, answerer: Answerer) -> Features:
+    """Joins features from the store and the cache that are configured."""
+    wanted = settings.features
+    store = cache = None
+    if wanted.store is not None:
+        store = PostgresStore(
+            wanted.store.get_secret_value(),
+            connections=wanted.store_connections,
+            statement_timeout=wanted.store_timeout_ms / 1000,
+        )
+    if wanted.cache is not None:
+        cache = RedisCache(wanted.cache.get_secret_value(), connections=wanted.cache_connections)
+    return Features(wanted, store=store, cache=cache, done=answerer.joined)
 
 
 async def _done_before(stop: asyncio.Event, work: Awaitable[None]) -> bool:

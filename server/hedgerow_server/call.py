@@ -49,6 +49,9 @@ class Call:
         "codec",
         "deadline",
         "ended",
+        "features",
+        "join_ns",
+        "joining_ns",
         "kind",
         "metadata",
         "outputs",
@@ -104,9 +107,22 @@ class Call:
         self.queued_ns = 0
         self.started_ns = 0
         self.run_ns = 0
+        #: fresh, stale or default; empty for a request that brought its features.
+        self.features = ""
+        #: When it began to wait for features (0: it did not), and for how long it did.
+        self.joining_ns = 0
+        self.join_ns = 0
 
     def __repr__(self) -> str:
-        state = "ended" if self.ended else "running" if self.started_ns else "waiting"
+        state = (
+            "ended"
+            if self.ended
+            else "running"
+            if self.started_ns
+            else "joining"
+            if self.joining_ns and not self.queued_ns
+            else "waiting"
+        )
         return f"<Call {self.token} {state} {self.choice}>"
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnxruntime as ort
+from hedgerow_protos.feature_binding import BindingError, InputShape, check_binding
 from hedgerow_protos.hedgerow_control_pb2 import ServingSpec
 
 from . import gears, model_file, warmup
@@ -94,6 +95,7 @@ def load(
             )
     max_batch_size = serving.batching.max_batch_size or default_max_batch_size
     signature = signatures.read(session, max_batch_size=max_batch_size)
+    _check_binding(serving, signature)
     warmed = warmup.warm(session, signature, serving.warmup, warmup_timeout)
     return LoadedModel(
         session,
@@ -105,6 +107,15 @@ def load(
         Source(directory, path, file) if mapped else None,
         max_batch_size,
     )
+
+
+def _check_binding(serving: ServingSpec, signature: Signature) -> None:
+    """Refuses a model whose inputs cannot be laid out as its serving spec binds them."""
+    inputs = [InputShape(spec.name, spec.datatype.name, spec.shape) for spec in signature.inputs]
+    try:
+        check_binding(serving.features, inputs)
+    except BindingError as error:
+        raise LoadRefused(str(error)) from error
 
 
 def open_session(file: Path, serving: ServingSpec, *, mapped: bool) -> ort.InferenceSession:

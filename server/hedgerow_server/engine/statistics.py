@@ -33,6 +33,8 @@ class VersionStatistics:
     #: Requests that reached a run, and how long they waited for it in sum.
     queued: int = 0
     queue_ns: int = 0
+    #: How long requests waited for features, in sum.
+    join_ns: int = 0
     #: Rows answered, runs, and their parts in sum.
     rows: int = 0
     runs: int = 0

@@ -108,6 +108,10 @@ class Binding:
             *(TensorSpec(tensor.name, DATATYPES[tensor.datatype], (-1, tensor.width)) for tensor in tensors),
             *unbound,
         )
+        self._columns = len(tensors)
+        # Of a model without a batch dimension.
+        self._fixed_rows = max((spec.shape[0] for spec in signature.inputs if spec.name in bound), default=0)
+        self._fixed_rows = max(self._fixed_rows, 0)
         self._at = {spec.name: position for position, spec in enumerate(self.callers)}
         self._views = {view_ref(view): find_view(view) for view in features.views}
         self._ids = frozenset(self._at[tensor.name] for tensor in tensors if tensor.entity)
@@ -159,23 +163,36 @@ class Binding:
                     pieces.append(Piece(lookup, first, kind.itemsize))
         return BoundInput(position, spec, width * itemsize, width, tuple(pieces))
 
-    def entities(self, parts: Sequence[Part], most: int) -> list[list[bytes]]:
+    def entities(
+        self, parts: Sequence[Part], shapes: Sequence[tuple[int, ...]], most: int
+    ) -> list[list[bytes]]:
         """The entity ids of each lookup, encoded, a row each.
 
         Args:
             parts: What the request sent, in the order of `callers`.
+            shapes: Of these.
             most: Rows that one request may have.
 
         Raises:
-            InvalidTensor: An id is empty, too long or no text; or there are too many.
+            InvalidTensor: An id is empty or too long; or there are too many, none, or not as many
+                as rows of the other columns.
         """
-        columns = {at: _values(parts[at]) for at in self._ids}
-        rows = len(next(iter(columns.values()), ()))
+        rows = shapes[0][0]
+        for spec, shape in zip(self.callers[: self._columns], shapes, strict=False):
+            if shape[0] != rows:
+                raise InvalidTensor(
+                    f"input {spec.name!r} has {shape[0]} rows, {self.callers[0].name!r} has {rows}; "
+                    "send one row for each entity"
+                )
+        fixed = self._fixed_rows
+        if rows == 0 or rows != (fixed or rows):
+            raise InvalidTensor(f"the request names {rows} entities; the model takes {fixed or 'at least 1'}")
         if rows > most:
             raise InvalidTensor(
                 f"the request names {rows} entities; this server looks up {most} for one request. "
                 "Send fewer rows at once, or raise features.max_entities"
             )
+        columns = {at: _values(parts[at]) for at in self._ids}
         try:
             return [
                 lookup.view.entities.encode_columns([columns[at] for at in lookup.keys])

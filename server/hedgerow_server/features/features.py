@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from hedgerow_server.features.clock import Clock
+from hedgerow_server.features.counts import LaneCounts
 from hedgerow_server.features.join import Joined, Joiner
-from hedgerow_server.features.lane import Lane, LaneCounts
+from hedgerow_server.features.lane import Lane
 from hedgerow_server.features.local import LocalValues
 from hedgerow_server.features.reader import FeatureReader
 from hedgerow_server.features.sources import Cache, Store

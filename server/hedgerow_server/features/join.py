@@ -40,9 +40,21 @@ class Joined:
         parts: The model's inputs, once it is done.
         shapes: Of these.
         freshness: The worst of its values.
+        failure: What went wrong in laying them out; None: nothing.
     """
 
-    __slots__ = ("_sent", "_shapes", "asker", "binding", "entities", "freshness", "parts", "shapes", "wait")
+    __slots__ = (
+        "_sent",
+        "_shapes",
+        "asker",
+        "binding",
+        "entities",
+        "failure",
+        "freshness",
+        "parts",
+        "shapes",
+        "wait",
+    )
 
     def __init__(
         self,
@@ -61,6 +73,7 @@ class Joined:
         self.parts: list[Part] = []
         self.shapes: list[tuple[int, ...]] = []
         self.freshness = Freshness.FRESH
+        self.failure: Exception | None = None
 
     def lay_out(self, now: float) -> None:
         """Lays what is known into the model's inputs, and the default where it may not be served."""
@@ -142,7 +155,7 @@ class Joiner:
         Raises:
             InvalidTensor: Its ids cannot be ids, or are too many.
         """
-        joined = Joined(asker, binding, sent, shapes, binding.entities(sent, self._max_entities))
+        joined = Joined(asker, binding, sent, shapes, binding.entities(sent, shapes, self._max_entities))
         for lookup, entities in zip(binding.lookups, joined.entities, strict=True):
             self.reader.want(joined.wait, lookup.view, entities)
         self.waiting += 1
@@ -194,7 +207,10 @@ class Joiner:
         done = []
         for joined in finished:
             if not joined.asker.ended:
-                joined.lay_out(now)
+                try:
+                    joined.lay_out(now)
+                except Exception as error:  # noqa: BLE001 - it must not hang its batch-mates
+                    joined.failure = error
                 done.append(joined)
         while self._patient and self._patient[0][1].done:
             self._patient.popleft()

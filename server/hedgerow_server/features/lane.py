@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from hedgerow_server.features.counts import LaneCounts
 from hedgerow_server.features.sources import SourceError, ViewRefused
 from hedgerow_server.resilience.breaker import Breaker, State, Token
 
@@ -20,21 +21,6 @@ log = logging.getLogger(__name__)
 
 #: Keys that may wait at once; who comes later is answered without the dependency.
 MAX_WAITING = 100_000
-
-
-class LaneCounts:
-    """How the calls to one dependency went."""
-
-    __slots__ = ("failed", "failed_keys", "ok", "refused_keys", "seconds")
-
-    def __init__(self) -> None:
-        self.ok = 0
-        self.failed = 0
-        #: Keys whose call failed, and keys that were turned away without one.
-        self.failed_keys = 0
-        self.refused_keys = 0
-        #: Time that calls took, whatever their end.
-        self.seconds = 0.0
 
 
 #: Asks for some flights' keys of one view.

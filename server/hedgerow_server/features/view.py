@@ -1,57 +1,17 @@
-"""A feature view as the server uses it: its codecs, its bounds, and what was counted about it."""
+"""A feature view as the server uses it: its codecs and its bounds."""
 
 from __future__ import annotations
 
 import math
 import random
-from bisect import bisect_left
 
 from hedgerow_protos.feature_entity import EntityCodec
 from hedgerow_protos.feature_row import CacheCodec, RowLayout
 from hedgerow_protos.feature_view import fingerprint, view_ref
 from hedgerow_protos.hedgerow_control_pb2 import FeatureView
 
-from hedgerow_server.features.freshness import Bounds, Freshness, Known, since
-
-#: Upper bounds in seconds of hedgerow_feature_age_seconds.
-AGE_BOUNDS = (0.1, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 86_400.0)
-
-
-class ViewCounts:
-    """What was read of one view, and where it came from."""
-
-    __slots__ = (
-        "age_buckets",
-        "age_sum",
-        "cache_hits",
-        "cache_misses",
-        "corrupt",
-        "local",
-        "reads",
-        "stored",
-    )
-
-    def __init__(self) -> None:
-        #: Values given to requests, by `Freshness`.
-        self.reads = [0, 0, 0]
-        #: Ages of the values that were no defaults.
-        self.age_buckets = [0] * (len(AGE_BOUNDS) + 1)
-        self.age_sum = 0.0
-        #: Answered by what this process held.
-        self.local = 0
-        self.cache_hits = 0
-        self.cache_misses = 0
-        #: Cache values that were damaged, foreign, or dated too far into the future.
-        self.corrupt = 0
-        #: Answered by the store, absences included.
-        self.stored = 0
-
-    def gave(self, freshness: Freshness, age: float) -> None:
-        """A request got a value of this age."""
-        self.reads[freshness] += 1
-        if freshness is not Freshness.DEFAULT:
-            self.age_buckets[bisect_left(AGE_BOUNDS, age)] += 1
-            self.age_sum += age
+from hedgerow_server.features.counts import ViewCounts
+from hedgerow_server.features.freshness import Bounds, Known, since
 
 
 class View:

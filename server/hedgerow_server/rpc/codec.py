@@ -21,6 +21,8 @@ from hedgerow_server.engine.model import Model
 from hedgerow_server.engine.signature import TensorSpec
 from hedgerow_server.engine.work import Part
 from hedgerow_server.errors import InvalidTensor, Unimplemented
+from hedgerow_server.features.binding import Binding
+from hedgerow_server.features.freshness import Freshness
 from hedgerow_server.rpc.elements import read_bytes_tensor, read_contents, shown
 from hedgerow_server.rpc.heads import KNOWN_HEADS, Head
 from hedgerow_server.rpc.replies import Encoded, ReplyWriter
@@ -62,13 +64,25 @@ class TensorCodec:
         model: the version.
         parameters: what every reply of this codec says beside its tensors, where
             it is not the plain case.
+        callers: what requests bring in place of the model's inputs; one column
+            may then come without its second dimension.
+
+    Attributes:
+        bound: for requests that bring ids, where inputs are bound to features.
     """
 
-    def __init__(self, model: Model, parameters: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        parameters: dict[str, str] | None = None,
+        callers: tuple[TensorSpec, ...] | None = None,
+    ) -> None:
         signature = model.signature
+        self.bound: BoundCodec | None = None
         self._model = model
-        self._specs = signature.inputs
-        self._positions = {spec.name: i for i, spec in enumerate(signature.inputs)}
+        self._takes_columns = callers is not None
+        self._specs = signature.inputs if callers is None else callers
+        self._positions = {spec.name: i for i, spec in enumerate(self._specs)}
         self._output_positions = {spec.name: i for i, spec in enumerate(signature.outputs)}
         self._has_batch = signature.max_batch_size > 0
         self._check_inputs = model.serving.nan.inputs == NAN_CHOICE_REJECT
@@ -170,7 +184,7 @@ class TensorCodec:
             if self._check_inputs:
                 _refuse_nan(part, spec)
         outputs = self._asked_outputs(request) if request.outputs else None
-        rows, kind = self._rows(shapes, outputs)
+        rows, kind = self.rows(shapes, outputs)
         tensors = Tensors(parts, shapes, rows, kind, outputs)  # type: ignore[arg-type]  # none is None: count and names agree
         if head is not None and head.is_known and raws:
             self._remember(head, request, tensors)
@@ -186,9 +200,14 @@ class TensorCodec:
             kept = replace(tensors, parts=[])
             self._seen[head] = (kept, None if places == tuple(range(len(places))) else places)
 
-    def _rows(
+    def rows(
         self, shapes: list[tuple[int, ...]], outputs: tuple[int, ...] | None
     ) -> tuple[int, Hashable | None]:
+        """What a request adds to a batch, and what it shares runs by; see `Tensors`.
+
+        Raises:
+            InvalidTensor: its inputs have different numbers of rows.
+        """
         if not self._has_batch:
             return 1, None
         rows = shapes[0][0]
@@ -223,6 +242,8 @@ class TensorCodec:
         if not spec.shape and shape == (1,):
             # Triton has no scalars, its clients send one element.
             shape = ()
+        if self._takes_columns and len(shape) == 1 and spec.shape[1:] == (1,):
+            shape = (*shape, 1)
         if len(shape) != len(spec.shape) or any(
             size < 0 or (want >= 0 and size != want) for size, want in zip(shape, spec.shape, strict=True)
         ):
@@ -311,6 +332,32 @@ class TensorCodec:
             Internal: an output has NaN or infinity and the model's policy rejects it.
         """
         return self._replies.write(request_id, outputs, first, rows)
+
+
+class BoundCodec:
+    """Reads requests that bring ids in place of a model's inputs, and writes their replies.
+
+    Attributes:
+        model: the version.
+        binding: how its inputs are bound to features.
+        callers: reads what such requests bring.
+        replies: writes their replies, by the freshness of what was joined.
+    """
+
+    def __init__(self, model: Model, parameters: dict[str, str], binding: Binding) -> None:
+        self.model = model
+        self.binding = binding
+        self.callers = TensorCodec(model, callers=binding.callers)
+        self.replies = {
+            freshness: TensorCodec(model, {**parameters, "hedgerow_features": freshness.label})
+            for freshness in Freshness
+        }
+
+    def is_for(self, request: ModelInferRequest) -> bool:
+        """Whether a request means to bring ids, rather than the inputs themselves."""
+        marks = self.binding.marks
+        # One that has more inputs than either kind is refused in any case.
+        return any(tensor.name in marks for tensor in request.inputs[: len(self.binding.callers)])
 
 
 def _refuse_nan(part: Part, spec: TensorSpec) -> None:

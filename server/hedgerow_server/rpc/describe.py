@@ -19,7 +19,7 @@ from hedgerow_server.engine.model import Model
 from hedgerow_server.engine.signature import TensorSpec
 from hedgerow_server.errors import NotFound, ServingError
 from hedgerow_server.routing.reports import Reports
-from hedgerow_server.routing.table import ModelRoutes
+from hedgerow_server.routing.table import Choice, ModelRoutes
 from hedgerow_server.rpc.health import Health
 
 PLATFORM = "onnxruntime_onnx"
@@ -77,12 +77,13 @@ class DescribeHandlers:
     ) -> oip.ModelMetadataResponse:
         """ModelMetadata of the asked version, else of the one in service."""
         del context
-        routes, model = self._find(request.name, request.version)
+        routes, choice = self._find(request.name, request.version)
+        model = choice.model
         return oip.ModelMetadataResponse(
             name=model.name,
             versions=list(routes.versions),
             platform=PLATFORM,
-            inputs=[_metadata(spec, _input_shape(spec)) for spec in model.signature.inputs],
+            inputs=[_metadata(spec, _input_shape(spec)) for spec in self._answerer.inputs(choice)],
             outputs=[_metadata(spec, spec.shape) for spec in model.signature.outputs],
         )
 
@@ -91,7 +92,8 @@ class DescribeHandlers:
     ) -> oip.ModelConfigResponse:
         """ModelConfig, the part of Triton's that its clients read."""
         del context
-        _, model = self._find(request.name, request.version)
+        _, choice = self._find(request.name, request.version)
+        model = choice.model
         signature = model.signature
         # Triton leaves the batch dimension out where there is one.
         skip = 1 if signature.max_batch_size else 0
@@ -102,7 +104,7 @@ class DescribeHandlers:
             max_batch_size=signature.max_batch_size,
             input=[
                 oip.ModelInput(name=spec.name, data_type=_triton(spec), dims=_input_shape(spec)[skip:])
-                for spec in signature.inputs
+                for spec in self._answerer.inputs(choice)
             ],
             output=[
                 oip.ModelOutput(name=spec.name, data_type=_triton(spec), dims=spec.shape[skip:])
@@ -151,7 +153,7 @@ class DescribeHandlers:
             return list(models.values())
         return [models[name]] if name in models else []
 
-    def _find(self, name: str, number: str) -> tuple[ModelRoutes, Model]:
+    def _find(self, name: str, number: str) -> tuple[ModelRoutes, Choice]:
         table = self._answerer.table
         routes = table.models.get(name)
         if routes is not None and not number and not routes.shares and routes.versions:
@@ -163,7 +165,7 @@ class DescribeHandlers:
         if not number:
             # The champion's share comes last.
             choice = routes.shares[-1][1]
-        return routes, choice.model
+        return routes, choice
 
 
 def _input_shape(spec: TensorSpec) -> tuple[int, ...]:

@@ -5,15 +5,20 @@ from __future__ import annotations
 from hedgerow_server.answer import Answerer
 from hedgerow_server.engine.catalog import Catalog
 from hedgerow_server.engine.statistics import VersionStatistics
+from hedgerow_server.features.features import Features
 from hedgerow_server.routing.table import RouteTable
 from hedgerow_server.telemetry import metrics
+from hedgerow_server.telemetry.feature_metrics import FeatureSums, dependency_sums, view_sums
 from hedgerow_server.telemetry.request_log import RequestLog
 
 
 class Gatherer:
     """Holds what each version ever in the route table has counted, also after it is dropped."""
 
-    def __init__(self, answerer: Answerer, catalog: Catalog, requests: RequestLog) -> None:
+    def __init__(
+        self, answerer: Answerer, catalog: Catalog, requests: RequestLog, features: Features
+    ) -> None:
+        self._features = features
         self._answerer = answerer
         self._catalog = catalog
         self._requests = requests
@@ -51,6 +56,19 @@ class Gatherer:
                 for model, gear in self._catalog.gears()
             ],
             packing_failures=self._catalog.packing_failures,
+            features=self._feature_sums(),
+        )
+
+    def _feature_sums(self) -> FeatureSums:
+        features = self._features
+        writer = features.writer
+        return FeatureSums(
+            views=[view_sums(ref, counts) for ref, counts in features.views.counts().items()],
+            dependencies=[
+                dependency_sums(features.breakers[name], counts) for name, counts in features.counts().items()
+            ],
+            written=writer.written if writer else 0,
+            dropped=writer.dropped if writer else 0,
         )
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 
 from hedgerow_server.engine.statistics import LATENCY_BOUNDS, VersionStatistics
+from hedgerow_server.telemetry.feature_metrics import FeatureSums
 
 #: The model label of requests that named no loaded model.
 UNKNOWN_MODEL = "unknown"
@@ -43,6 +44,7 @@ class VersionSums(msgspec.Struct):
     request_ns: int = 0
     request_buckets: list[int] = msgspec.field(default_factory=lambda: [0] * (len(REQUEST_BOUNDS) + 1))
     queue_ns: int = 0
+    join_ns: int = 0
     input_ns: int = 0
     run_ns: int = 0
     output_ns: int = 0
@@ -56,6 +58,7 @@ class VersionSums(msgspec.Struct):
         self.request_ns += other.request_ns
         self.request_buckets = _add(self.request_buckets, other.request_buckets)
         self.queue_ns += other.queue_ns
+        self.join_ns += other.join_ns
         self.input_ns += other.input_ns
         self.run_ns += other.run_ns
         self.output_ns += other.output_ns
@@ -100,6 +103,7 @@ class Dump(msgspec.Struct):
     snapshot_version: int = 0
     routes: list[RouteWeight] = []
     gears: list[ModelGear] = []
+    features: FeatureSums = msgspec.field(default_factory=FeatureSums)
     process: Process = msgspec.field(default_factory=Process)
 
     def add_counters(self, other: Dump) -> None:
@@ -111,6 +115,7 @@ class Dump(msgspec.Struct):
                 mine[key] = VersionSums(sums.model, sums.version)
                 self.versions.append(mine[key])
             mine[key].add(sums)
+        self.features.add(other.features)
         self.swaps += other.swaps
         self.log_lines_dropped += other.log_lines_dropped
         self.packing_failures += other.packing_failures
@@ -159,6 +164,7 @@ def dump(
     log_lines_dropped: int = 0,
     gears: Sequence[ModelGear] = (),
     packing_failures: int = 0,
+    features: FeatureSums | None = None,
 ) -> bytes:
     """A worker's metrics, for `WorkerLink.answer_metrics`.
 
@@ -174,6 +180,7 @@ def dump(
         log_lines_dropped: Of the request log.
         gears: Of all that is in memory.
         packing_failures: Times that a version's weights could not be packed.
+        features: Of what models are bound to.
     """
     found = Dump(
         swaps=swaps,
@@ -184,6 +191,7 @@ def dump(
         queue_depth=queue_depth,
         snapshot_version=snapshot_version,
         routes=list(routes),
+        features=features or FeatureSums(),
     )
     found.add_counters(
         Dump(versions=[*retired.sums(), *(sums_of(model, version, s) for model, version, s in versions)])
@@ -209,6 +217,7 @@ def sums_of(model: str, version: str, statistics: VersionStatistics) -> VersionS
         request_ns=statistics.success_ns + statistics.fail_ns,
         request_buckets=_every_fourth(statistics.latency),
         queue_ns=statistics.queue_ns,
+        join_ns=statistics.join_ns,
         input_ns=statistics.input_ns,
         run_ns=statistics.run_ns,
         output_ns=statistics.output_ns,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from hedgerow_server.telemetry import feature_metrics
+from hedgerow_server.telemetry.families import counter, cumulative, gauge
 from hedgerow_server.telemetry.metrics import BATCH_BOUNDS, REQUEST_BOUNDS, Dump, Process
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -76,22 +78,25 @@ class _Page(Collector):
             total.add_counters(counted)
         yield from _requests(total)
         yield from _gauges(self._live)
-        yield _counter(
+        yield from feature_metrics.families(
+            total.features, {worker: dump.features for worker, dump in self._live.items()}
+        )
+        yield counter(
             "swaps", "Route tables published, but for each worker's first.", (), [((), total.swaps)]
         )
-        yield _counter(
+        yield counter(
             "log_lines_dropped",
             "Request-log lines lost to a slow or broken sink.",
             (),
             [((), total.log_lines_dropped)],
         )
-        yield _counter(
+        yield counter(
             "packing_failures",
             "Times that a version stayed in its slower gear because its weights could not be packed.",
             (),
             [((), total.packing_failures)],
         )
-        yield _counter(
+        yield counter(
             "worker_restarts",
             "Times that a worker ended unasked and was started again.",
             ("worker",),
@@ -109,7 +114,7 @@ class _Page(Collector):
         processes["supervisor"] = self._supervisor
         before = {worker: dump.process.cpu_seconds for worker, dump in self._ended.items()}
         label = ("worker",)
-        yield _counter(
+        yield counter(
             "process_cpu_seconds",
             "CPU time, user and system, of each process and its predecessors.",
             label,
@@ -121,13 +126,13 @@ class _Page(Collector):
                 for worker in dict.fromkeys((*processes, *before))
             ],
         )
-        yield _gauge(
+        yield gauge(
             "process_resident_memory_bytes",
             "Resident memory of each process.",
             label,
             [((worker,), process.resident_bytes) for worker, process in processes.items()],
         )
-        yield _gauge(
+        yield gauge(
             "process_open_fds",
             "Open file descriptors of each process.",
             label,
@@ -137,7 +142,7 @@ class _Page(Collector):
 
 def _requests(total: Dump) -> Iterator[Metric]:
     by_version = ("model", "version")
-    yield _counter(
+    yield counter(
         "requests",
         "Requests answered, by gRPC status.",
         (*by_version, "code"),
@@ -154,19 +159,20 @@ def _requests(total: Dump) -> Iterator[Metric]:
     for v in total.versions:
         labels = (v.model, v.version)
         seconds.add_metric(
-            labels, _cumulative(REQUEST_BOUNDS, v.request_buckets), sum_value=v.request_ns * 1e-9
+            labels, cumulative(REQUEST_BOUNDS, v.request_buckets), sum_value=v.request_ns * 1e-9
         )
-        batch.add_metric(labels, _cumulative(BATCH_BOUNDS, v.batch_buckets), sum_value=v.rows)
+        batch.add_metric(labels, cumulative(BATCH_BOUNDS, v.batch_buckets), sum_value=v.rows)
     yield seconds
     yield batch
-    yield _counter(
+    yield counter(
         "stage_seconds",
-        "Time in each stage, added up over requests (queue) and runs (input, run, output).",
+        "Time in each stage, added up over requests (join, queue) and runs (input, run, output).",
         (*by_version, "stage"),
         [
             ((v.model, v.version, stage), ns * 1e-9)
             for v in total.versions
             for stage, ns in (
+                ("join", v.join_ns),
                 ("queue", v.queue_ns),
                 ("input", v.input_ns),
                 ("run", v.run_ns),
@@ -178,52 +184,26 @@ def _requests(total: Dump) -> Iterator[Metric]:
 
 def _gauges(live: Mapping[str, Dump]) -> Iterator[Metric]:
     in_flight = sum(dump.in_flight for dump in live.values())
-    yield _gauge("in_flight", "Requests admitted and not yet answered.", (), [((), in_flight)])
+    yield gauge("in_flight", "Requests admitted and not yet answered.", (), [((), in_flight)])
     depth = sum(dump.queue_depth for dump in live.values())
-    yield _gauge("queue_depth", "Requests that wait for a runner.", (), [((), depth)])
-    yield _gauge(
+    yield gauge("queue_depth", "Requests that wait for a runner.", (), [((), depth)])
+    yield gauge(
         "snapshot_version",
         "The snapshot that each worker routes by; counted by the server itself without a control plane.",
         ("worker",),
         [((worker,), dump.snapshot_version) for worker, dump in live.items()],
     )
     newest = max(live.values(), key=lambda dump: dump.snapshot_version, default=Dump())
-    yield _gauge(
+    yield gauge(
         "route_weight",
         "Weight of each route in the newest snapshot.",
         ("model", "version", "variant"),
         [((route.model, route.version, route.variant), route.weight) for route in newest.routes],
     )
     gears = Counter((gear.model, gear.version, gear.gear) for dump in live.values() for gear in dump.gears)
-    yield _gauge(
+    yield gauge(
         "model_gear",
         "Workers that hold a version in this gear: mapped (weights in the file) or packed (faster runs).",
         ("model", "version", "gear"),
         gears.items(),
     )
-
-
-Samples = Iterable[tuple[Sequence[str], float]]
-
-
-def _counter(name: str, help_text: str, labels: Sequence[str], samples: Samples) -> Metric:
-    family = CounterMetricFamily(f"hedgerow_{name}", help_text, labels=labels)
-    for values, value in samples:
-        family.add_metric(values, value)
-    return family
-
-
-def _gauge(name: str, help_text: str, labels: Sequence[str], samples: Samples) -> Metric:
-    family = GaugeMetricFamily(f"hedgerow_{name}", help_text, labels=labels)
-    for values, value in samples:
-        family.add_metric(values, value)
-    return family
-
-
-def _cumulative(bounds: Sequence[float], buckets: Sequence[int]) -> list[tuple[str, float]]:
-    count = 0
-    cumulative: list[tuple[str, float]] = []
-    for bound, bucket in zip((*map(repr, bounds), "+Inf"), buckets, strict=True):
-        count += bucket
-        cumulative.append((bound, count))
-    return cumulative

@@ -52,6 +52,8 @@ class LogLine(msgspec.Struct, gc=False, omit_defaults=True):
     code: str
     #: Names the defect's stack trace in the process's log.
     error_id: str | None = None
+    #: How long it waited for its features; left out for one that brought them.
+    join_ms: float = 0.0
 
 
 class Sink:
