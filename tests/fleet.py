@@ -8,13 +8,17 @@ import hashlib
 import weakref
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from concurrent.futures import Executor, Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hedgerow_protos import manifest
 from hedgerow_protos.hedgerow_control_pb2 import File, Model, ModelVersion, Route, ServingSpec, Snapshot
+from hedgerow_server.engine import gears
 from hedgerow_server.engine.datatypes import DATATYPES
 from hedgerow_server.engine.loading import LoadedModel, LoadRefused
+from hedgerow_server.engine.model_file import ModelFile
+from hedgerow_server.engine.packing import PackedSession
 from hedgerow_server.engine.signature import Signature, TensorSpec
 
 FLOATS = Signature(
@@ -87,15 +91,35 @@ class Loads(Executor):
         """Is the catalog's `load`."""
         session = Session(directory.parts)
         self.sessions.add(session)
-        return LoadedModel(session, FLOATS, 0.0, 1e-5, row_independent=True)  # type: ignore[arg-type]
+        return LoadedModel(
+            session,  # type: ignore[arg-type]
+            FLOATS,
+            0.0,
+            1e-5,
+            row_independent=True,
+            gear=gears.Gear.MAPPED,
+            source=gears.Source(directory, path, ModelFile()),
+        )
+
+    def pack(self, loaded: LoadedModel, serving: ServingSpec) -> PackedSession:
+        """Is the loader's `pack`, for those who want a second gear."""
+        session = Session((*loaded.session.key, "packed"))  # type: ignore[attr-defined]
+        self.sessions.add(session)
+        return PackedSession(session, 0.1, 1e-6)  # type: ignore[arg-type]
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Called by the event loop for a load."""
-        directory = fn.args[0]  # type: ignore[attr-defined]
+        key = _key(fn)
         future: Future[Any] = Future()
-        self.begun.append(directory.parts)
-        self.waiting[directory.parts] = (future, lambda: fn(*args, **kwargs))
+        self.begun.append(key)
+        self.waiting[key] = (future, lambda: fn(*args, **kwargs))
+        future.add_done_callback(partial(self._ended, key))
         return future
+
+    def _ended(self, key: tuple[str, ...], future: Future[Any]) -> None:
+        # What was given up still waits to be finished by the test, but holds nothing.
+        if future.cancelled() and key in self.waiting and self.waiting[key][0] is future:
+            self.waiting[key] = (future, lambda: None)
 
     def finish(self, key: tuple[str, ...]) -> None:
         """The load succeeds."""
@@ -119,12 +143,18 @@ class InstantLoads(Loads):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future = super().submit(fn, *args, **kwargs)
-        key = fn.args[0].parts  # type: ignore[attr-defined]
+        key = _key(fn)
         if key[:2] in self.broken:
             self.refuse(key, self.broken[key[:2]])
         else:
             self.finish(key)
         return future
+
+
+def _key(work: Any) -> tuple[str, ...]:
+    """What is loaded: its model, version and digest, and "packed" for its second gear."""
+    first = work.args[0]
+    return (*first.session.key, "packed") if isinstance(first, LoadedModel) else first.parts
 
 
 def snapshot(

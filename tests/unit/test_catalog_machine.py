@@ -3,7 +3,8 @@
 What must hold throughout: what is in force is exactly one snapshot, whole;
 nobody holds a version that was let go; a retirement is told only when every
 request that chose the version by its old route is answered; nothing is loaded
-twice; and in the end nothing is left.
+twice; exactly what takes traffic is packed, and all requests of a version run in
+one gear; and in the end nothing is left.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from hedgerow_protos.hedgerow_control_pb2 import (
 )
 from hedgerow_server.engine.catalog import Catalog, Superseded
 from hedgerow_server.engine.desired import SnapshotRefused
+from hedgerow_server.engine.gears import Gear
 from hedgerow_server.engine.loader import Loader
 from hedgerow_server.errors import NotFound
 from hedgerow_server.routing.table import ASKED
@@ -45,7 +47,7 @@ FOLLOWS = {
     None: {LOADING},
     LOADING: {READY, FAILED, DROPPED},
     READY: {SERVING, DRAINING, DROPPED},
-    SERVING: {DRAINING},
+    SERVING: {DRAINING, SERVING},
     DRAINING: {SERVING, READY, DROPPED, DRAINING},
     FAILED: {LOADING},
     DROPPED: {LOADING},
@@ -71,10 +73,12 @@ class CatalogMachine(RuleBasedStateMachine):
         self.in_force = snapshot(0, {})
         self.requests = []  # (handle, whether it was chosen by a route)
         self.states = {}
+        self.gears = {}
         self.catalog = Catalog(
             loader=Loader(
                 resolve=self.loads.resolve,
                 load=self.loads.load,
+                pack=self.loads.pack,
                 executor=self.loads,
                 clock=self.clock.time,
                 load_seconds=20,
@@ -94,8 +98,14 @@ class CatalogMachine(RuleBasedStateMachine):
     def report(self, model, version, state, reason, gear) -> None:
         before = self.states.get((model, version))
         self.states[model, version] = state
+        geared = self.gears.get((model, version))
+        self.gears[model, version] = gear
         if model == "a":
             assert state in FOLLOWS[before], f"{before} -> {state} ({reason})"
+            if before == state == SERVING:
+                assert gear is not geared or reason, "told twice"
+            if state == READY:
+                assert gear is Gear.MAPPED, "without routes a version holds no packed weights"
             held = [
                 by_route
                 for handle, by_route in self.requests
@@ -120,8 +130,8 @@ class CatalogMachine(RuleBasedStateMachine):
         """The usual case, so that the others meet something in memory."""
         self.apply(wanted, "d")
         self.clock.settle()
-        while self.loads.waiting:
-            self.load_succeeds(0)
+        while loads := sorted(key for key in self.loads.waiting if key[-1] != "packed"):
+            self.loads.finish(loads[0])
             self.clock.settle()
 
     @rule()
@@ -204,6 +214,43 @@ class CatalogMachine(RuleBasedStateMachine):
         for routes in self.catalog.table.models.values():
             for _, choice in routes.shares:
                 assert choice.model is routes.versions[choice.model.version].model
+
+    @invariant()
+    def every_handle_of_a_version_runs_in_its_gear(self) -> None:
+        for holding in self.catalog._holdings():
+            if holding.loaded is None:
+                continue
+            packed = holding._packed
+            session = holding.loaded.session if packed is None else packed.session
+            for handle in (*holding.retired, holding.handle()):
+                assert handle._session is session
+                assert (handle.latency is holding._first_latency) == (packed is None)
+
+    @invariant()
+    def only_what_takes_traffic_is_packed_and_all_of_it_is_or_will_be(self) -> None:
+        for holding in self.catalog._holdings():
+            state = holding.life.state
+            if holding.gear is Gear.PACKED:
+                assert state in (SERVING, DRAINING)
+            if state == SERVING and holding.gear is Gear.MAPPED:
+                assert holding.packing is not None or holding.cannot_pack
+            if state != SERVING:
+                assert holding.packing is None
+
+    @invariant()
+    def packed_weights_go_with_their_gear(self) -> None:
+        held = {
+            (*holding.key, "packed") for holding in self.catalog._holdings() if holding.gear is Gear.PACKED
+        }
+        if {session.key for session in self.loads.sessions if session.key[-1] == "packed"} - held:
+            self.clock.settle()
+            gc.collect()  # what a cancelled task's traceback held
+            held = {
+                (*holding.key, "packed")
+                for holding in self.catalog._holdings()
+                if holding.gear is Gear.PACKED
+            }
+            assert {session.key for session in self.loads.sessions if session.key[-1] == "packed"} <= held
 
     @invariant()
     def nothing_is_in_memory_twice(self) -> None:

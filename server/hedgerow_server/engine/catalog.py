@@ -297,8 +297,10 @@ class Catalog:
             holding.packing = None
             holding.cannot_pack = True
             self.packing_failures += 1
-            log.warning("%s stays mapped, which runs slower: %s", holding.key, refused)
-            self._tell(holding, f"its weights stay mapped: {refused}")
+            # As text: who keeps the log record would keep the traceback, and with it the session.
+            reason = str(refused)
+            log.warning("%s stays mapped, which runs slower: %s", holding.key, reason)
+            self._tell(holding, f"its weights stay mapped: {reason}")
         else:
             holding.packing = None
             holding.shift_up(packed)
