@@ -100,7 +100,7 @@ def test_an_output_without_a_declared_shape_gets_the_rank_it_answers_with(tmp_pa
 def test_the_serving_spec_sets_the_batch_and_mapped_sessions_answer_the_same(tmp_path: Path):
     path = zoo.external(tmp_path / "m.onnx", "data/weights.bin")
     ordinary = load_file(path, {"batching": {"max_batch_size": 3}, "session": {"intra_op_threads": 2}})
-    mapped = load_file(path, mapped=True)
+    mapped = load_file(path, mapped=True)  # too small: packed at once
     assert ordinary.signature.max_batch_size == 3
     x = np.ones((2, 64), np.float32)
     np.testing.assert_allclose(

@@ -1,0 +1,203 @@
+"""Mapped and packed: when a model has both, that they answer alike, and what keeps it from being packed."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zoo
+from google.protobuf import json_format
+from hedgerow_protos.hedgerow_control_pb2 import ServingSpec
+from hedgerow_server.engine import gears, memory, packing
+from hedgerow_server.engine.gears import Gear
+from hedgerow_server.engine.loader_threads import NICE, LoaderThreads, TooManyHang
+from hedgerow_server.engine.loading import LoadedModel, load
+from hedgerow_server.engine.packing import pack
+from hedgerow_server.engine.refusal import LoadRefused, OutOfMemory
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="of Linux")
+SPEC = ServingSpec()
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """A model with weights worth mapping: x FP32 [batch, 64] -> y FP32 [batch, 20480]."""
+    return zoo.external(tmp_path / "m.onnx", mebibytes=5)
+
+
+def mapped(path: Path, serving: ServingSpec = SPEC) -> LoadedModel:
+    return load(path.parent, path.name, serving, mapped=True)
+
+
+def test_large_external_weights_are_mapped_and_everything_else_is_packed_at_once(large: Path, tmp_path: Path):
+    model = mapped(large)
+    assert (model.gear, model.source is None) == (Gear.MAPPED, False)
+    options = model.session.get_session_options()
+    assert options.get_session_config_entry("session.disable_prepacking") == "1"
+    for small in (zoo.external(tmp_path / "s.onnx", "s.bin"), zoo.mlp(tmp_path / "e.onnx")):
+        model = mapped(small)
+        assert (model.gear, model.source) == (Gear.PACKED, None)
+    assert load(large.parent, large.name, SPEC).gear is Gear.PACKED  # as the trial load asks
+
+
+@pytest.mark.parametrize("rows", [1, 3, 64])
+def test_both_gears_answer_alike(large: Path, rows: int):
+    model = mapped(large)
+    packed = pack(model, SPEC)
+    x = np.random.default_rng(rows).standard_normal((rows, 64)).astype(np.float32)
+    one, other = (session.run(None, {"x": x})[0] for session in (model.session, packed.session))
+    np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * np.abs(one).max())
+    assert 0 < packed.run_seconds < packed.seconds
+    options = packed.session.get_session_options()
+    with pytest.raises(RuntimeError, match="disable_prepacking"):
+        options.get_session_config_entry("session.disable_prepacking")
+
+
+def test_a_batch_that_one_gear_takes_the_other_takes_too(large: Path, monkeypatch: pytest.MonkeyPatch):
+    """Rows are checked in both; where packed kernels mix them, the version stays mapped."""
+    model = mapped(large, json_format.ParseDict({"batching": {"max_batch_size": 9}}, ServingSpec()))
+    assert model.row_independent
+    assert model.signature.max_batch_size == 9
+    real = packing.warmup.warm
+
+    def mixes_rows(*arguments):
+        found = real(*arguments)
+        return packing.warmup.Warmed(found.signature, False, found.seconds, found.feeds)
+
+    monkeypatch.setattr(packing.warmup, "warm", mixes_rows)
+    with pytest.raises(LoadRefused, match="behave differently in a batch"):
+        pack(model, SPEC)
+
+
+def test_packed_weights_that_answer_otherwise_do_not_take_over(large: Path, monkeypatch: pytest.MonkeyPatch):
+    other = zoo.external(large.parent / "other" / "m.onnx", mebibytes=5)
+    weights = other.with_name("weights.bin")
+    weights.write_bytes((np.frombuffer(weights.read_bytes(), np.float32) * 1.05).tobytes())
+    model = mapped(large)
+    open_session = packing.loading.open_session
+    monkeypatch.setattr(
+        packing.loading, "open_session", lambda file, *more, **options: open_session(other, *more, **options)
+    )
+    with pytest.raises(LoadRefused, match="change its answers"):
+        pack(model, SPEC)
+
+
+@pytest.mark.parametrize("replaced", ["m.onnx", "weights.bin"])
+def test_files_that_were_replaced_are_not_packed(large: Path, replaced: str):
+    """The mapped session goes on with the old ones, whose pages it holds."""
+    model = mapped(large)
+    copy = large.with_name("copy")
+    copy.write_bytes((large.parent / replaced).read_bytes())
+    copy.replace(large.parent / replaced)
+    with pytest.raises(LoadRefused, match="have changed since it was loaded; load it again"):
+        pack(model, SPEC)
+
+
+def test_without_memory_nothing_is_packed(large: Path):
+    with pytest.raises(OutOfMemory, match="packing needs about 6 MiB of memory, 1 MiB are available"):
+        pack(mapped(large), SPEC, available=lambda: 1 << 20)
+    assert pack(mapped(large), SPEC, available=lambda: None)
+
+
+# Memory.
+
+
+def _resident(kind: str) -> int:
+    """Bytes of memory of one kind, as the kernel counts them for this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(kind + ":"):
+            return int(line.split()[1]) << 10
+    raise AssertionError(kind)
+
+
+@linux
+def test_pages_of_mapped_weights_are_let_go_and_come_back(large: Path):
+    model = mapped(large)
+    x = np.ones((1, 64), np.float32)
+    before = model.session.run(None, {"x": x})[0]
+    held = _resident("RssFile")
+    assert model.source is not None
+    memory.unmap_pages(model.source.weights())
+    assert held - _resident("RssFile") > 4 << 20
+    np.testing.assert_array_equal(model.session.run(None, {"x": x})[0], before)
+
+
+@linux
+def test_a_dropped_model_leaves_nothing(tmp_path: Path):
+    path = zoo.external(tmp_path / "m.onnx", mebibytes=64)
+    rounds = []
+    for _ in range(3):
+        held: list[object] = [mapped(path)]
+        assert isinstance(held[0], LoadedModel)
+        assert held[0].source is not None
+        weights = held[0].source.weights()
+        held.append(pack(held[0], SPEC))
+        memory.let_go(held, weights)
+        gc.collect()
+        rounds.append(_resident("VmRSS"))
+    assert rounds[-1] - rounds[0] < 16 << 20
+
+
+def test_the_memory_left_is_the_smaller_of_machine_and_group(tmp_path: Path):
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    2048 kB\n")
+    assert memory._of_machine(tmp_path / "meminfo") == 2 << 20
+    assert memory._of_group(tmp_path) is None
+    for name, text in (("max", "1000\n"), ("current", "900\n"), ("stat", "anon 700\ninactive_file 150\n")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert memory._of_group(tmp_path) == 250
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory._of_group(tmp_path) is None
+    found = memory.available()
+    assert found is None or found > 0
+
+
+# Threads.
+
+
+def test_a_load_that_hangs_keeps_no_place_and_too_many_are_refused():
+    threads = LoaderThreads(most=2, afterwards=lambda: None)
+    go_on = threading.Event()
+    hung = threads.submit(go_on.wait)
+    assert threads.submit(lambda: 3).result(10) == 3
+    _until(lambda: threads._under_way == 1)
+    threads.submit(go_on.wait)
+    with pytest.raises(TooManyHang, match="2 earlier loads have not returned"):
+        threads.submit(lambda: 3)
+    go_on.set()
+    assert hung.result(10)
+    _until(lambda: not threads._under_way)
+    assert threads.submit(lambda: 3).result(10) == 3
+
+
+def test_a_failed_load_says_so_and_one_that_nobody_wants_is_not_begun():
+    threads = LoaderThreads(afterwards=lambda: None)
+    with pytest.raises(ZeroDivisionError):
+        threads.submit(lambda: 1 / 0).result(10)
+
+
+@linux
+def test_loader_threads_stand_back_and_nobody_else_does():
+    mine = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    threads = LoaderThreads(afterwards=lambda: None)
+    theirs = threads.submit(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())).result(10)
+    assert theirs == max(mine, NICE)
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == mine
+
+
+def _until(holds) -> None:
+    """Waits for what another thread does; ten seconds only catch a hang."""
+    until = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.001)
+
+
+def test_what_is_worth_two_gears_counts_external_weights_alone(large: Path, tmp_path: Path):
+    assert gears.has_two(gears.ModelFile(external_bytes=gears.PAYS_BYTES))
+    assert not gears.has_two(gears.ModelFile(external_bytes=gears.PAYS_BYTES - 1))
