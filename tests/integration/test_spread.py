@@ -149,6 +149,16 @@ async def test_grpcs_own_balancing_over_the_addresses_is_even_to_the_request(run
     assert counted == {"0/2": 50, "1/2": 50}
 
 
+def test_the_client_takes_turns_over_the_addresses_it_is_given(running: ServerProcess) -> None:
+    """Without it, all of gRPC's calls would go to the first."""
+    before = answered(running, 0)
+    with hedgerow.Client("ipv4:" + ",".join(one["grpc"] for one in workers(running))) as client:
+        for _ in range(100):
+            client.infer("m", X)
+    after = answered(running, sum(before) + 100)
+    assert 0.3 < share(before, after) < 0.7
+
+
 async def test_a_worker_that_was_started_again_gets_its_share_again(running: ServerProcess) -> None:
     """The client's connections are all to the other by then; it finds the new one without being told."""
     async with hedgerow.AsyncClient(running.grpc) as client:

@@ -39,7 +39,8 @@ class AsyncClient:
     Cancelling a task cancels its call on the server too.
 
     Args:
-        target: `host:port`.
+        target: `host:port`, or several as gRPC writes them, `ipv4:10.0.0.1:8011,10.0.0.1:8012`, which
+            then take turns.
         timeout: Seconds for each call that does not say otherwise.
         channels: Connections to begin with. A server with several workers spreads connections, not
             calls, so the client opens more, up to 16, until it has one to each worker.

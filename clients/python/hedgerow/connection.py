@@ -62,10 +62,19 @@ def options(
             ("grpc.keepalive_time_ms", int(keepalive * 1000)),
             ("grpc.keepalive_timeout_ms", 5000),
         ]
-    if retries > 0:
-        chosen.append(("grpc.service_config", _retry_config(retries)))
-    else:
+    several = "," in target
+    if several:
+        # gRPC would make one of the whole list, which is none that HTTP/2 allows.
+        chosen.append(("grpc.default_authority", target.partition(":")[2].partition(",")[0]))
+    if retries <= 0:
         chosen.append(("grpc.enable_retries", 0))
+    config = {
+        # Of several addresses gRPC would otherwise use the first that answers.
+        **({"loadBalancingConfig": [{"round_robin": {}}]} if several else {}),
+        **(_retry_config(retries) if retries > 0 else {}),
+    }
+    if config:
+        chosen.append(("grpc.service_config", json.dumps(config)))
     if tls and tls.server_name:
         chosen.append(("grpc.ssl_target_name_override", tls.server_name))
     return chosen
@@ -73,11 +82,11 @@ def options(
 
 def without_proxy(target: str) -> list[tuple[str, int | str]]:
     """Keeps calls to this machine itself from an `http_proxy` in the environment, which gRPC obeys."""
-    local = target.startswith(("127.", "localhost:", "[::1]:", "unix:"))
+    local = target.startswith(("127.", "localhost:", "[::1]:", "ipv4:127.", "unix:"))
     return [("grpc.enable_http_proxy", 0)] if local else []
 
 
-def _retry_config(retries: int) -> str:
+def _retry_config(retries: int) -> dict[str, object]:
     """Retries of UNAVAILABLE inside the call's deadline (gRFC A6).
 
     Inference changes nothing on the server, so a second attempt is safe. The
@@ -90,18 +99,16 @@ def _retry_config(retries: int) -> str:
         "backoffMultiplier": 3,
         "retryableStatusCodes": ["UNAVAILABLE"],
     }
-    return json.dumps(
-        {
-            "methodConfig": [
-                {
-                    "name": [{"service": "inference.GRPCInferenceService", "method": method}],
-                    "retryPolicy": policy,
-                }
-                for method in ("ModelInfer", "ModelMetadata", "ModelConfig", "ServerMetadata")
-            ],
-            "retryThrottling": {"maxTokens": 20, "tokenRatio": 0.5},
-        }
-    )
+    return {
+        "methodConfig": [
+            {
+                "name": [{"service": "inference.GRPCInferenceService", "method": method}],
+                "retryPolicy": policy,
+            }
+            for method in ("ModelInfer", "ModelMetadata", "ModelConfig", "ServerMetadata")
+        ],
+        "retryThrottling": {"maxTokens": 20, "tokenRatio": 0.5},
+    }
 
 
 @dataclass(frozen=True, slots=True)
