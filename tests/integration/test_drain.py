@@ -20,7 +20,7 @@ from server_process import HANG_SECONDS, Serve
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return zoo.slow(tmp_path_factory.mktemp("model") / "slow.onnx", milliseconds=80)
+    return zoo.slow(tmp_path_factory.mktemp("model") / "slow.onnx", milliseconds=40)
 
 
 async def test_requests_under_way_are_answered_and_none_is_lost(
@@ -65,7 +65,7 @@ async def test_readiness_goes_first_and_late_requests_are_told_to_go_elsewhere(
         rows = np.zeros((129, 1), np.float32)  # more than a batch: each runs alone
         under_way = [
             asyncio.ensure_future(stub.ModelInfer(request({"x": rows}, name="slow"), timeout=HANG_SECONDS))
-            for _ in range(12)
+            for _ in range(24)
         ]
         await asyncio.sleep(0.1)
         running.terminate()
@@ -143,7 +143,7 @@ async def test_what_outlasts_the_drain_is_told_to_go_elsewhere(
         rows = np.zeros((129, 1), np.float32)  # more than a batch: each runs alone
         calls = [
             asyncio.ensure_future(stub.ModelInfer(request({"x": rows}, name="slow"), timeout=HANG_SECONDS))
-            for _ in range(60)
+            for _ in range(120)
         ]
         await asyncio.sleep(0.1)
         running.terminate()

@@ -32,7 +32,7 @@ def running(server: Serve, transport: str, files: Path) -> ServerProcess:
     """A server with an operator's token and two models."""
     models = {
         "m": zoo.constant(files / "constant" / "model.onnx", 1.0),
-        "slow": zoo.slow(files / "slow" / "model.onnx", milliseconds=100),
+        "slow": zoo.slow(files / "slow" / "model.onnx", milliseconds=50),
     }
     return server(models, transport=transport, server__operator_token=TOKEN)
 
