@@ -56,7 +56,7 @@ format: setup ## Let ruff rewrite what it can
 protos: setup ## Regenerate hedgerow_protos from the .proto files
 	@$(BIN)/python protos/generate.py
 
-bench: setup ## Measure this machine: throughput, latency, swap
+bench: setup ## Measure this machine, 10 to 15 minutes; the page is var/bench/report.html
 	@$(BIN)/hedgerow bench
 
 lock: setup ## Resolve the requirements anew

@@ -72,7 +72,7 @@ def throughput_command(
 ) -> int:
     """Answers per second, beside a hand-written grpc.aio handler (closed loop)."""
     if smoke:
-        callers, connections, rounds, seconds = callers[:2], connections[:1], 1, 0.3
+        callers, connections, rounds, seconds = callers[:2], connections[:1], 1, 0.5
     splits = list(
         dict.fromkeys(throughput.split(count, wanted) for count in callers for wanted in connections)
     )

@@ -14,6 +14,7 @@ from typing import Any
 
 from hedgerow import HedgerowError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as RichTable
 
 from hedgerow_bench import machine, page, tables
@@ -138,9 +139,9 @@ def _show(report: Mapping[str, Any]) -> None:
             header_style="bold",
         )
         for place, heading in enumerate(table.headings):
-            shown.add_column(heading, justify="right" if place else "left")
+            shown.add_column(escape(heading), justify="right" if place else "left")
         for row in table.rows:
-            shown.add_row(*row)
+            shown.add_row(*map(escape, row))
         console.print(shown)
     for note in report["noise"]:
         console.print(note, style="yellow", soft_wrap=True, markup=False)

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import subprocess
 import sys
 
@@ -97,23 +96,3 @@ def test_the_generator_ends_with_whoever_started_it(tmp_path):
     generator.stdin.close()
     assert generator.wait(30) == 0
     assert (tmp_path / "r.npz").exists()
-
-
-def test_the_command_writes_a_report_and_a_table(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "hedgerow_bench", "latency", "--rate", "50", "--seconds", "1"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "COLUMNS": "160"},
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    report = json.loads((tmp_path / "var/bench/latency.json").read_text())
-    (row,) = report["rows"]
-    assert row["failed"] == 0
-    assert row["requests"] > 10
-    assert {"python", "cpus", "packages"} <= report["machine"].keys()
-    assert "p99" in done.stdout
-    assert [path.name for path in tmp_path.iterdir()] == ["var"]

@@ -1,6 +1,8 @@
 """PyTriton: Triton in C++ in front, the model in this process: MODEL PORT OTHER_PORT THIRD_PORT."""
 
+import os
 import sys
+import sysconfig
 
 import numpy as np
 import onnxruntime as ort
@@ -16,6 +18,10 @@ if __name__ == "__main__":
     @batch
     def infer(x):
         return session.run(None, {"x": x})
+
+    # Its backend process is linked with libpython; another release's than this one's ends it.
+    libraries = (sysconfig.get_config_var("LIBDIR"), os.environ.get("LD_LIBRARY_PATH"))
+    os.environ["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, libraries))
 
     ports = {"grpc_port": int(sys.argv[2]), "http_port": int(sys.argv[3]), "metrics_port": int(sys.argv[4])}
     with Triton(config=TritonConfig(grpc_address="127.0.0.1", http_address="127.0.0.1", **ports)) as triton:

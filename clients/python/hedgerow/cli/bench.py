@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from hedgerow.errors import FailedPrecondition
 
 # Of the extra `bench`, what stands for its parts.
-_NEEDED = ("hdrh", "matplotlib", "onnx", "onnxruntime")
+_NEEDED = ("hdrh", "hpack", "matplotlib", "onnx", "onnxruntime")
 
 
 def bench(
@@ -22,7 +22,7 @@ def bench(
         ),
     ],
 ) -> int:
-    """Measure throughput, latency and swaps on this machine."""
+    """Measure this machine: throughput, latency, tensors, scale, loads, swap, other servers."""
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise FailedPrecondition(
