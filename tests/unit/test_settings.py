@@ -33,6 +33,19 @@ def test_the_documented_defaults():
     assert server.host == "127.0.0.1"
 
 
+def test_ageing_is_refused_where_it_would_fail_calls():
+    aged = {"server.connection_age_seconds": 60}
+    for native in ({}, {"server.transport": "native"}):
+        assert "use --transport grpcio" in refusal(aged | native)
+    assert load(Settings, flags=aged | {"server.transport": "grpcio"}).server.connection_age_seconds == 60
+    assert load(Settings, flags={"server.connection_age_seconds": 0}).transport == "native"
+
+
+def test_the_ports_of_all_workers_are_ports():
+    assert "goes beyond port 65535" in refusal({"server.worker_ports": 65534, "server.workers": 3})
+    assert load(Settings, flags={"server.worker_ports": 65534, "server.workers": 2}).server.workers == 2
+
+
 @pytest.mark.parametrize("given_path", ["iris.onnx", "iris", "folder"])
 def test_a_model_may_be_a_file_a_stem_or_a_folder(given_path):
     Path("iris.onnx").touch()
