@@ -496,6 +496,18 @@ def test_what_loses_its_routes_while_it_is_packed_stays_mapped(geared):
     assert gear_of(geared, geared.ask("m", "1")) == "mapped"
 
 
+def test_requests_of_an_earlier_table_change_gear_with_the_version(geared):
+    load(geared, snapshot(1, {"m": {"1": 100, "2": 0}}))
+    earlier = geared.ask("m")
+    load(geared, snapshot(2, {"m": {"1": 0, "2": 100}}))
+    load(geared, snapshot(3, {"m": {"1": 100, "2": 0}}))
+    for _ in range(2):  # that of version 2 was given up
+        geared.loads.finish(next(key for key in list(geared.loads.waiting) if key[-1] == "packed"))
+        geared.clock.settle()
+    assert geared.ask("m") is not earlier
+    assert gear_of(geared, earlier) == gear_of(geared, geared.ask("m")) == "packed"
+
+
 def test_one_version_is_packed_at_a_time(geared):
     load(geared, snapshot(1, {"m": {"1": 1, "2": 1}}))
     assert [key for key in geared.loads.waiting if key[-1] == "packed"] == [("m", "1", "d", "packed")]
