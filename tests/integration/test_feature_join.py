@@ -253,3 +253,34 @@ def test_a_binding_that_does_not_fit_the_model_is_refused(tmp_path):
     wrong = serving(binding=BINDING.replace("[seats, year]", "[seats, engines]"))
     with pytest.raises(pytest.fail.Exception, match="plane@1 has engines as INT32"):
         start_server(tmp_path, {"delay": bound_model(tmp_path, wrong)}, {})
+
+
+def test_predict_takes_plain_values(client, running):
+    rows = {"tailnum": ["N1", "N404"], "month": [6, 7], "origin": ["JFK", "LAX"], "hour": [7, 7]}
+    result = client.predict("delay", {**rows, "dest": ["LAX", "JFK"]})
+    np.testing.assert_array_equal(result["y"], [[55, 1999, 6, 12.5, 3], [150, 2000, 7, 3, 12.5]])
+    assert result.features == "default"
+    one = {"tailnum": "N1", "month": 6, "origin": "JFK", "hour": 7, "dest": "LAX"}
+    result = hedgerow.predict("delay", one, server=running.grpc)
+    np.testing.assert_array_equal(result["y"], [[55, 1999, 6, 12.5, 3]])
+    assert result.features == "fresh"
+
+
+async def test_predict_on_asyncio(running):
+    one = {"tailnum": "N1", "month": np.float32(6), "origin": "JFK", "hour": 7, "dest": "LAX"}
+    async with hedgerow.AsyncClient(running.grpc) as client:
+        result = await client.predict("delay", one)
+    np.testing.assert_array_equal(result["y"], [[55, 1999, 6, 12.5, 3]])
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ({}, "at least one"),
+        ({"tailnum": ["N1", "N2"], "month": [6]}, "tailnum has 2, month has 1"),
+        ({"tailnum": [7], "month": 6, "origin": "JFK", "hour": 7, "dest": "LAX"}, "takes BYTES"),
+    ],
+)
+def test_predict_refuses_what_cannot_be_rows(client, rows, told):
+    with pytest.raises(hedgerow.InvalidRequest, match=told):
+        client.predict("delay", rows)

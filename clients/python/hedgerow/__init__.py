@@ -44,6 +44,7 @@ from hedgerow.errors import (
 )
 from hedgerow.infer_request import InferRequest
 from hedgerow.infer_result import InferResult
+from hedgerow.prediction import predict
 
 if TYPE_CHECKING:
     from hedgerow.publishing import PublishedVersion, publish
@@ -75,6 +76,7 @@ __all__ = [
     "Unavailable",
     "Unimplemented",
     "VersionStatistics",
+    "predict",
     "publish",
 ]
 

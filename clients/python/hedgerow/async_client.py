@@ -27,7 +27,7 @@ from hedgerow.errors import (
     Unavailable,
     from_rpc,
 )
-from hedgerow.infer_request import Headers, InferRequest, Parameter, headers
+from hedgerow.infer_request import Headers, InferRequest, Parameter, columns, headers
 from hedgerow.infer_result import InferResult, read_stream
 from hedgerow.lanes import Lane, Lanes, Trailing
 
@@ -131,6 +131,18 @@ class AsyncClient:
         if datatypes is None:
             datatypes = await self._ask_datatypes(model, version, deadline - time.monotonic())
         return await self._infer(request.message(datatypes), deadline - time.monotonic(), sent)
+
+    async def predict(
+        self,
+        model: str,
+        inputs: Mapping[str, npt.ArrayLike],
+        *,
+        version: str | int = "",
+        timeout: float | None = None,  # noqa: ASYNC109 - it is the call's deadline, which the server sees
+        route_key: str | None = None,
+    ) -> InferResult:
+        """Asks a model about rows; arguments, result and errors are those of `Client.predict`."""
+        return await self.infer(model, columns(inputs), version=version, timeout=timeout, route_key=route_key)
 
     async def stream(
         self,

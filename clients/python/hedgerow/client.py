@@ -24,7 +24,7 @@ from hedgerow.errors import (
     Unavailable,
     from_rpc,
 )
-from hedgerow.infer_request import Headers, InferRequest, Parameter, headers
+from hedgerow.infer_request import Headers, InferRequest, Parameter, columns, headers
 from hedgerow.infer_result import InferResult, read_stream
 from hedgerow.lanes import Lanes, Trailing
 
@@ -153,6 +153,36 @@ class Client:
         if datatypes is None:
             datatypes = self._ask_datatypes(model, version, deadline - time.monotonic())
         return self._infer(request.message(datatypes), deadline - time.monotonic(), sent)
+
+    def predict(
+        self,
+        model: str,
+        inputs: Mapping[str, npt.ArrayLike],
+        *,
+        version: str | int = "",
+        timeout: float | None = None,
+        route_key: str | None = None,
+    ) -> InferResult:
+        """Asks a model about rows; where its inputs are bound to features, by the entities' ids.
+
+        Args:
+            model: The model's registered name.
+            inputs: By name a list with a value for each row, or a value for a single row, in plain
+                Python: `{"tailnum": ["N14228", "N24211"], "hour": [5, 6]}`. They are converted to what
+                the model takes, which the client asks the server once.
+            version: As for `infer`.
+            timeout: As for `infer`.
+            route_key: As for `infer`.
+
+        Returns:
+            The outputs, a row for each row; `.features` tells how good the joined features were:
+            fresh, stale or default.
+
+        Raises:
+            InvalidRequest: Columns differ in length, or names, types or ids do not fit.
+            HedgerowError: As for `infer`.
+        """
+        return self.infer(model, columns(inputs), version=version, timeout=timeout, route_key=route_key)
 
     def stream(
         self,

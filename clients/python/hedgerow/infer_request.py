@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -75,6 +76,32 @@ class InferRequest:
         except (TypeError, ValueError) as error:  # protobuf's words for a field of the wrong type or range
             raise InvalidRequest(f"the request cannot be encoded: {error}") from error
         return message
+
+
+def columns(inputs: Mapping[str, npt.ArrayLike]) -> dict[str, npt.ArrayLike]:
+    """Columns of equal length; a value by itself is a column of one.
+
+    Args:
+        inputs: By name: one value for each row, a list of them where a column is wide, or a single value.
+
+    Raises:
+        InvalidRequest: There are none, or they differ in length.
+    """
+    if not inputs:
+        raise InvalidRequest("no columns to predict for; give at least one")
+    found: dict[str, Any] = {}
+    for name, value in inputs.items():
+        if isinstance(value, np.ndarray | np.generic):
+            found[name] = np.atleast_1d(value)
+        elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
+            found[name] = value
+        else:
+            found[name] = [value]
+    lengths = {name: len(column) for name, column in found.items()}
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+        raise InvalidRequest(f"columns of different lengths: {told}; give each a value for each row")
+    return found
 
 
 def _typed(value: object) -> bool:
