@@ -154,12 +154,12 @@ def test_a_call_without_a_deadline_gets_the_default(
     server: Serve, transport: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """And one that asks for more than the maximum gets the maximum."""
-    path = zoo.slow(tmp_path_factory.mktemp("model") / "slow.onnx", milliseconds=400)
+    path = zoo.slow(tmp_path_factory.mktemp("model") / "slow.onnx", milliseconds=100)
     strict = server(
         {"slow": path},
         transport=transport,
-        deadline__default_seconds=0.03,
-        deadline__maximum_seconds=0.05,
+        deadline__default_seconds=0.02,
+        deadline__maximum_seconds=0.03,
         engine__max_batch_size=1,  # its load then needs no runs to compare rows
     )
     with grpc.insecure_channel(strict.grpc) as channel:
