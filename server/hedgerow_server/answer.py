@@ -197,9 +197,9 @@ class Answerer:
         choice = table.choose(head.model_name, head.model_version, trace.caller, trace.request_id)
         call.choice = choice
         model = choice.model
-        if len(model.queue) >= MAX_WAITING:
+        if model.queue.length >= MAX_WAITING:
             raise Overloaded(
-                f"{len(model.queue)} requests wait for model {model.name!r} already; try again later"
+                f"{model.queue.length} requests wait for model {model.name!r} already; try again later"
             )
         if self._held_bytes + call.size > MAX_HELD_BYTES and self._held_bytes:
             raise Overloaded(

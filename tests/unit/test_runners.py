@@ -49,6 +49,7 @@ def watched(of: Model) -> list[tuple[bool, int]]:
         return run(outputs, feeds, options)
 
     of.run = note  # type: ignore[method-assign]
+    of.bound = None  # Its runs would pass by.
     return runs
 
 

@@ -70,21 +70,22 @@ class BatchQueue(Generic[W]):
         wait: for company.
     """
 
-    __slots__ = ("_length", "_lines", "_max_rows", "_rows", "_wait")
+    __slots__ = ("_lines", "_max_rows", "_rows", "_wait", "length")
 
     def __init__(self, max_rows: int, wait: Wait = Wait()) -> None:
         self._max_rows = max(1, max_rows)
         self._wait = wait
         # The first line is the next to be served.
         self._lines: dict[Hashable, deque[W]] = {}
-        self._length = 0
+        #: Requests that wait; the same as `len`, which costs a call.
+        self.length = 0
         self._rows = 0
 
     def __len__(self) -> int:
-        return self._length
+        return self.length
 
     def __repr__(self) -> str:
-        waiting = f"{self._length} requests in {len(self._lines)} lines"
+        waiting = f"{self.length} requests in {len(self._lines)} lines"
         return f"<BatchQueue {waiting}, at most {self._max_rows} rows a batch>"
 
     def add(self, request: W) -> None:
@@ -95,14 +96,15 @@ class BatchQueue(Generic[W]):
         if line is None:
             line = self._lines[kind] = deque()
         line.append(request)
-        self._length += 1
+        self.length += 1
         self._rows += request.rows
 
     def next_rows(self) -> int:
         """Rows of the next batch, or some more: requests in it may have ended, or be of several kinds."""
-        for line in self._lines.values():
-            return max(line[0].rows, min(self._rows, self._max_rows))
-        return 0
+        if self.length <= 1:
+            return self._rows
+        line = next(iter(self._lines.values()))
+        return max(line[0].rows, min(self._rows, self._max_rows))
 
     def due(self, now: float, expected: float) -> float:
         """When the next batch should run.
@@ -150,6 +152,8 @@ class BatchQueue(Generic[W]):
             The batch, empty if nothing waits; and the requests that ran out of
             time while waiting, which somebody must tell so.
         """
+        if self.length == 1:
+            return self._take_only(now)
         batch: list[W] = []
         expired: list[W] = []
         room = self._max_rows
@@ -179,11 +183,20 @@ class BatchQueue(Generic[W]):
                     room -= rows
                 else:
                     break
-                self._length -= 1
+                self.length -= 1
                 self._rows -= rows
             if line:
                 lines[kind] = line
         return batch, expired
+
+    def _take_only(self, now: float) -> tuple[list[W], list[W]]:
+        # The same as below for a single request, the usual case where load is low and latency is all.
+        _, line = self._lines.popitem()
+        self.length = self._rows = 0
+        request = line[0]
+        if request.ended:
+            return [], []
+        return ([request], []) if request.deadline > now else ([], [request])
 
     def expire(self, now: float) -> list[W]:
         """Takes out the requests that ran out of time, and forgets those that ended."""
@@ -194,7 +207,7 @@ class BatchQueue(Generic[W]):
                 if not request.ended and request.deadline > now:
                     kept.append(request)
                     continue
-                self._length -= 1
+                self.length -= 1
                 self._rows -= request.rows
                 if not request.ended:
                     expired.append(request)
@@ -208,5 +221,5 @@ class BatchQueue(Generic[W]):
         """Takes everything that waits."""
         rest = [request for line in self._lines.values() for request in line]
         self._lines.clear()
-        self._length = self._rows = 0
+        self.length = self._rows = 0
         return rest

@@ -32,8 +32,10 @@ class LatencyModel:
         little would stop the event loop.
         """
         averages = self._averages
-        size = max(rows - 1, 0).bit_length()
-        for i in range(min(size, len(averages) - 1), -1, -1):
+        size = (rows - 1).bit_length() if rows > 1 else 0
+        if size < len(averages) and (known := averages[size]) is not None:
+            return known
+        for i in range(min(size, len(averages)) - 1, -1, -1):
             average = averages[i]
             if average is not None:
                 return average * 2.0 ** (size - i)
@@ -42,7 +44,7 @@ class LatencyModel:
     def observe(self, rows: int, seconds: float) -> None:
         """Learns from a run."""
         averages = self._averages
-        i = max(rows - 1, 0).bit_length()
+        i = (rows - 1).bit_length() if rows > 1 else 0
         while len(averages) <= i:
             averages.append(None)
         average = averages[i]

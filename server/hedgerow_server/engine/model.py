@@ -8,7 +8,9 @@ import numpy as np
 import onnxruntime as ort
 from hedgerow_protos.hedgerow_control_pb2 import ServingSpec
 
+from hedgerow_server.engine import buffers
 from hedgerow_server.engine.batching import BatchQueue
+from hedgerow_server.engine.buffers import BoundRuns
 from hedgerow_server.engine.latency import LatencyModel
 from hedgerow_server.engine.loading import LoadedModel
 from hedgerow_server.engine.statistics import VersionStatistics
@@ -41,6 +43,8 @@ class Model:
         self.running = 0
         self.output_names = [output.name for output in loaded.signature.outputs]
         self._session: ort.InferenceSession | None = loaded.session
+        #: Runs on the event loop's thread through buffers that stay; None where sizes vary.
+        self.bound = self._bind(loaded.session)
         self._idle: list[asyncio.Future[None]] = []
 
     def __repr__(self) -> str:
@@ -48,6 +52,10 @@ class Model:
             "closed" if self._session is None else f"{self.in_flight} in flight, {len(self.queue)} waiting"
         )
         return f"<Model {self.name}@{self.version} {state}>"
+
+    def _bind(self, session: ort.InferenceSession) -> BoundRuns | None:
+        rows = self.signature.max_batch_size if self.batches else 1
+        return BoundRuns(session, self.signature, rows) if buffers.fits(self.signature, rows) else None
 
     def run(
         self, outputs: list[str], feeds: dict[str, np.ndarray], options: ort.RunOptions | None
@@ -90,8 +98,9 @@ class Model:
         """
         if self._session is not None:
             self._session = session
+            self.bound = self._bind(session)
             self.latency = latency
 
     def close(self) -> None:
         """Lets the session go; its memory returns when the last run has ended."""
-        self._session = None
+        self._session = self.bound = None

@@ -7,6 +7,7 @@ runner thread.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import onnxruntime as ort
 
+from hedgerow_server.engine.buffers import BoundRuns
 from hedgerow_server.engine.model import Model
 from hedgerow_server.engine.work import Ran, Work, assemble
 
@@ -48,7 +50,9 @@ class Engine:
 
     def __init__(self, *, runners: int = 5, inline_below: float | None = None) -> None:
         self._runners = runners
-        self._inline_below = inline_below
+        self._is_measured = inline_below is None
+        #: Seconds; a run expected to be shorter happens on the loop.
+        self.inline_below = inline_below or 0.0
         self._threads = ThreadPoolExecutor(runners, thread_name_prefix="runner")
         self._busy = 0
         # Models with requests that wait for a runner; the first is next.
@@ -61,11 +65,6 @@ class Engine:
         self._finish: Finish
         self._expire: Expire
 
-    @property
-    def inline_below(self) -> float:
-        """Seconds; a run expected to be shorter happens on the loop."""
-        return self._inline_below or 0.0
-
     async def start(self, finish: Finish, expire: Expire) -> None:
         """Binds the engine to the running loop and measures what a change of thread costs.
 
@@ -76,12 +75,12 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._finish = finish
         self._expire = expire
-        if self._inline_below is None:
+        if self._is_measured:
             hops = sorted([await self._hop() for _ in range(50)])
             # Twice the median: the loop's other requests wait during an inline
             # run, but a change of thread costs them processor time as well.
-            self._inline_below = 2 * hops[len(hops) // 2]
-            log.debug("runs below %.0f µs stay on the event loop", self._inline_below * 1e6)
+            self.inline_below = 2 * hops[len(hops) // 2]
+            log.debug("runs below %.0f µs stay on the event loop", self.inline_below * 1e6)
 
     async def _hop(self) -> float:
         assert self._loop is not None
@@ -93,7 +92,7 @@ class Engine:
         """Runs what waits for `model`, as far as runners are free."""
         queue = model.queue
         now = began = time.monotonic()
-        while len(queue):
+        while queue.length:
             expect = model.latency.expect
             expected = expect(queue.next_rows())
             due = queue.due(now, expected)
@@ -113,7 +112,7 @@ class Engine:
                     self._conclude(model, execute(model, batch, None))
                 else:
                     self._start_run(model, batch)
-            if len(queue):
+            if queue.length:
                 now = time.monotonic()
                 if now > began + INLINE_TURN_SECONDS:
                     self._defer(model, 0.0)
@@ -252,12 +251,13 @@ def execute(
     Returns:
         The parts of the batch, each with its run or the exception that ended it.
     """
-    result = _execute_once(model, batch, options)
+    result = _execute_once(model, batch, options, model.bound if options is None else None)
     if isinstance(result, Ran) or len(batch) == 1 or (options is not None and options.terminate):
         return [(batch, result)]
     parts: list[tuple[list[Work], Ran | Exception]] = []
     for work in batch:
-        alone = _execute_once(model, [work], options)
+        # Not through the buffers: the next of these runs would overwrite what this one gave.
+        alone = _execute_once(model, [work], options, None)
         if isinstance(result, BatchShapeError) and isinstance(alone, Ran):
             # Told once, so that the model stops batching.
             parts.append(([], result))
@@ -265,15 +265,24 @@ def execute(
     return parts
 
 
-def _execute_once(model: Model, batch: Sequence[Work], options: ort.RunOptions | None) -> Ran | Exception:
+def _execute_once(
+    model: Model, batch: Sequence[Work], options: ort.RunOptions | None, bound: BoundRuns | None
+) -> Ran | Exception:
     began = time.perf_counter_ns()
     rows = 0
     for work in batch:
         work.started_ns = began
         rows += work.rows
     try:
-        feeds = assemble(model.signature, batch, rows)
         asked = batch[0].outputs
+        if bound is not None and asked is None and rows <= bound.max_rows:
+            # What fails here is run the ordinary way, which finds out why.
+            with contextlib.suppress(Exception):
+                bound.fill(batch)
+                assembled = time.perf_counter_ns()
+                outputs = bound.run(rows)
+                return Ran(outputs, rows, assembled - began, time.perf_counter_ns() - assembled)
+        feeds = assemble(model.signature, batch, rows)
         names = model.output_names if asked is None else [model.output_names[i] for i in asked]
         assembled = time.perf_counter_ns()
         outputs = model.run(names, feeds, options)

@@ -30,6 +30,8 @@ class Deadlines:
             DeadlineExceeded: it is over already.
             InvalidTensor: the timeout parameter is negative.
         """
+        if remaining is None and not timeout_us:
+            return now + self.default
         if timeout_us < 0:
             raise InvalidTensor(
                 f"parameter 'timeout' is {timeout_us} microseconds; send a positive number, or none"

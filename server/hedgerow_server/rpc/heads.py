@@ -75,11 +75,14 @@ class Head:
 
     def raws(self, payload: bytes, shift: int) -> list[Part]:
         """The raw tensors of a message with this head, in the message's order."""
+        spans = self._spans
+        if len(spans) == 1 and len(payload) < VIEWED_BYTES:
+            return [payload[spans[0][0] + shift :]]
         return [
             payload[begin + shift : end + shift]
             if end - begin < VIEWED_BYTES
             else memoryview(payload)[begin + shift : end + shift]
-            for begin, end in self._spans
+            for begin, end in spans
         ]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -72,8 +73,13 @@ class NativeTransport:
         self._front.set_fallback(fallback)
         self._calls: dict[int, Call] = {}
         self._inbox: deque[list[DetailedEvent]] = deque()
-        self._scheduled = False
-        self._room = threading.Semaphore(BACKLOG // BATCH)
+        # Wakes the loop. Python gives the GIL back while it writes to it, so the loop begins at
+        # once; call_soon_threadsafe keeps the GIL, and the loop would wake only to wait for it.
+        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._rung = False
+        # Set unless the inbox is full.
+        self._room = threading.Event()
+        self._room.set()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -85,35 +91,30 @@ class NativeTransport:
     def start(self) -> None:
         """Begins to accept connections."""
         self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._bell, self._take)
         self._front.start()
         self._thread = threading.Thread(target=self._receive, name="native-receive", daemon=True)
         self._thread.start()
 
     def _receive(self) -> None:
-        front, loop = self._front, self._loop
-        assert loop is not None
+        front, inbox = self._front, self._inbox
         while (events := front.recv_batch_details(BATCH)) is not None:
-            self._room.acquire()
-            self._inbox.append(events)
-            if not self._scheduled:
-                self._scheduled = True
-                try:
-                    loop.call_soon_threadsafe(self._take)
-                except RuntimeError:  # the loop is closed
-                    front.close()
-                    return
+            inbox.append(events)
+            if not self._rung:
+                self._rung = True
+                os.eventfd_write(self._bell, 1)
+            if len(inbox) >= BACKLOG // BATCH:
+                self._room.clear()
+                if len(inbox) >= BACKLOG // BATCH:
+                    self._room.wait()
 
     def _take(self) -> None:
-        # Cleared first: what is appended from here on schedules another turn.
-        self._scheduled = False
         received = time.perf_counter_ns()
         inbox, calls = self._inbox, self._calls
         arrived: list[Call] = []
         cancelled: list[Call] = []
         while inbox:
-            events = inbox.popleft()
-            self._room.release()
-            for kind, token, _, payload, _, details in events:
+            for kind, token, _, payload, _, details in inbox.popleft():
                 if kind == EVENT_CANCEL:
                     gone = calls.pop(token, None)
                     if gone is not None:
@@ -125,6 +126,8 @@ class NativeTransport:
                 call = Call(payload, details[0], details[2], self, token, received)
                 calls[token] = call
                 arrived.append(call)
+        if not self._room.is_set():
+            self._room.set()
         if cancelled:
             new = set(arrived)
             for call in cancelled:
@@ -133,6 +136,12 @@ class NativeTransport:
                 else:
                     self._answerer.cancel(call)
         self._answerer.answer(arrived)
+        # Last, because it gives the GIL away; and in this order: who appends from here on rings.
+        os.eventfd_read(self._bell)
+        self._rung = False
+        if inbox:
+            self._rung = True
+            os.eventfd_write(self._bell, 1)
 
     # What the request path calls, the sink of every call.
 
@@ -155,5 +164,9 @@ class NativeTransport:
         await asyncio.get_running_loop().run_in_executor(None, self._front.close)
         if self._thread is not None:
             # The last events may be waiting for room.
-            self._room.release(BACKLOG)
-            await asyncio.get_running_loop().run_in_executor(None, self._thread.join, 5.0)
+            self._room.set()
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(None, self._thread.join, 5.0)
+            loop.remove_reader(self._bell)
+            if not self._thread.is_alive():
+                os.close(self._bell)

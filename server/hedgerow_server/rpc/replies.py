@@ -34,37 +34,45 @@ class Encoded:
         alone: the run was for one request: the outputs are its own whole.
     """
 
-    __slots__ = ("_datas", "alone", "arrays", "asked", "frames", "shapes", "strides")
+    __slots__ = ("_datas", "alone", "arrays", "asked", "frame", "rows", "writer")
 
     def __init__(self, outputs: Sequence[np.ndarray], asked: tuple[int, ...] | None, *, alone: bool) -> None:
         self.arrays = outputs
         self.asked = asked
         self.alone = alone
-        #: Whole if alone, else without the rows.
-        self.shapes = tuple([output.shape if alone else output.shape[1:] for output in outputs])
-        #: Bytes of a row.
-        self.strides = [0 if alone else output.nbytes // len(output) for output in outputs]
-        #: Found for this run before, by writer and rows.
-        self.frames: dict[tuple[ReplyWriter, int], Frame] = {}
-        self._datas: list[bytes | memoryview | None] = [None] * len(outputs)
+        # The last frame that was used, by whom and for how many rows: mostly that of all requests.
+        self.frame: Frame | None = None
+        self.writer: ReplyWriter | None = None
+        self.rows = -1
+        self._datas: list[tuple[bytes | memoryview, int] | None] | None = None
+
+    def shapes(self, rows: int) -> tuple[tuple[int, ...], ...]:
+        """The shapes of a part of so many rows."""
+        if self.alone:
+            return tuple([output.shape for output in self.arrays])
+        return tuple([(rows, *output.shape[1:]) for output in self.arrays])
 
     def part(self, index: int, first: int, rows: int) -> bytes | memoryview:
         """The bytes of some rows of an output."""
         output = self.arrays[index]
-        if output.dtype.hasobject:
-            return write_bytes_tensor(output if self.alone else output[first : first + rows])
-        data = self._datas[index]
-        if data is None:
-            if output.nbytes <= COPIED_BYTES:
-                data = output.tobytes()
-            else:
-                whole = output if output.flags.c_contiguous else np.ascontiguousarray(output)
-                data = memoryview(whole.reshape(-1).view(np.uint8))
-            self._datas[index] = data
         if self.alone:
-            return data
-        stride = self.strides[index]
+            return write_bytes_tensor(output) if output.dtype.hasobject else _bytes_of(output)
+        if output.dtype.hasobject:
+            return write_bytes_tensor(output[first : first + rows])
+        if self._datas is None:
+            self._datas = [None] * len(self.arrays)
+        known = self._datas[index]
+        if known is None:
+            known = self._datas[index] = (_bytes_of(output), output.nbytes // len(output))
+        data, stride = known
         return data[first * stride : (first + rows) * stride]
+
+
+def _bytes_of(array: np.ndarray) -> bytes | memoryview:
+    if array.nbytes <= COPIED_BYTES:
+        return array.tobytes()
+    whole = array if array.flags.c_contiguous else np.ascontiguousarray(array)
+    return memoryview(whole.reshape(-1).view(np.uint8))  # type: ignore[arg-type]  # NumPy's stubs for 3.11 do not say that arrays are buffers
 
 
 class Frame:
@@ -97,9 +105,10 @@ class ReplyWriter:
 
     def write(self, request_id: str, outputs: Encoded, first: int, rows: int) -> bytes:
         """Encodes the reply to the request whose rows are `rows` from `first` on; see `TensorCodec.write`."""
-        frame = outputs.frames.get((self, rows))
-        if frame is None:
-            frame = outputs.frames[self, rows] = self._frame(outputs, rows)
+        frame = outputs.frame
+        if frame is None or outputs.rows != rows or outputs.writer is not self:
+            frame = outputs.frame = self._frame(outputs, rows)
+            outputs.rows, outputs.writer = rows, self
         if self._reject_nan:
             _refuse_nan(outputs, first, rows)
         if frame.head and not request_id:
@@ -115,7 +124,7 @@ class ReplyWriter:
         return b"".join(pieces)
 
     def _frame(self, outputs: Encoded, rows: int) -> Frame:
-        shapes = outputs.shapes if outputs.alone else tuple([(rows, *shape) for shape in outputs.shapes])
+        shapes = outputs.shapes(rows)
         key = (outputs.asked, shapes)
         frame = self._frames.get(key)
         if frame is None:
