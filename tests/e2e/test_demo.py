@@ -8,7 +8,7 @@ import pytest
 
 
 @pytest.mark.timeout(420)
-def test_the_demo_swaps_and_rolls_back_a_real_model_without_losing_a_request(tmp_path):
+def test_the_demo_swaps_rolls_back_and_outlives_its_feature_store_without_losing_a_request(tmp_path):
     """Everything the README promises, by the demo's own report."""
     played = subprocess.run(
         [sys.executable, "-m", "hedgerow_local.demo"],
@@ -30,8 +30,16 @@ def test_the_demo_swaps_and_rolls_back_a_real_model_without_losing_a_request(tmp
     assert report["rollback"]["complete"]
     assert 0 <= report["rollback"]["ms"] < 10_000
     assert report["rollback"]["sent_later_answered_by_bad_version"] == 0
+    outage = report["features"]["outage"]
+    assert outage["too_old"] == 0
+    assert outage["failed_during"] == 0
+    assert outage["during"]["stale"] > 0
+    assert outage["during"]["default"] > 0
+    assert report["features"]["answers"]["fresh"] > 300 * 20
+    assert report["features"]["loaded"]["airport_hour@1"]["rows"] > 20_000
     first, second = report["model"]["versions"]
     assert second["mae"] < first["mae"] < report["model"]["baseline"]["mae"]
     assert all(scene["ok"] for scene in report["scenes"])
-    assert (tmp_path / "var/demo/latency.png").read_bytes().startswith(b"\x89PNG")
+    for plot in ("latency.png", "features.png"):
+        assert (tmp_path / "var/demo" / plot).read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["var"]
