@@ -122,13 +122,13 @@ def _latency(report: Row) -> list[Table]:
 def _swap(report: Row) -> list[Table]:
     return [
         Table(
-            "Alias moves under load",
+            "Alias moves under load: from move to first reply, and latency of the requests meanwhile",
             (
                 "moves",
                 "served",
-                "alias to served p50 ms",
-                "p99 ms",
-                *(f"requests {point}" for point in _POINTS.values()),
+                "move p50 ms",
+                "move p99 ms",
+                *_POINTS.values(),
                 "requests",
                 "failed",
             ),

@@ -24,7 +24,7 @@ def report(name, rows, **facts):
         "command": f"hedgerow bench {name} --target 'a<b'",
         "took_seconds": 60.0,
         "machine": MACHINE,
-        "noise": ["Noisy machine: & more"],
+        "noise": ["Noisy machine: <x> & more"],
         "rows": rows,
         **facts,
     }
@@ -122,7 +122,7 @@ def test_it_says_medians_spread_machine_command_and_noise(read):
         "10.0",
         "A <fast> one",
         "hedgerow bench throughput --target 'a<b'",
-        "Noisy machine: & more",
+        "Noisy machine: <x> & more",
         "2026-11-23",
         "left out",
     ):
