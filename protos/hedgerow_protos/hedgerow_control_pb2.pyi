@@ -214,10 +214,14 @@ class ServingSpec(_message.Message):
     def __init__(self, batching: _Optional[_Union[Batching, _Mapping]] = ..., nan: _Optional[_Union[NanPolicy, _Mapping]] = ..., warmup: _Optional[_Union[Warmup, _Mapping]] = ..., session: _Optional[_Union[Session, _Mapping]] = ..., features: _Optional[_Union[Features, _Mapping]] = ...) -> None: ...
 
 class Batching(_message.Message):
-    __slots__ = ("max_batch_size",)
+    __slots__ = ("max_batch_size", "max_queue_delay_microseconds", "preferred_batch_size")
     MAX_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
+    MAX_QUEUE_DELAY_MICROSECONDS_FIELD_NUMBER: _ClassVar[int]
+    PREFERRED_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     max_batch_size: int
-    def __init__(self, max_batch_size: _Optional[int] = ...) -> None: ...
+    max_queue_delay_microseconds: int
+    preferred_batch_size: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, max_batch_size: _Optional[int] = ..., max_queue_delay_microseconds: _Optional[int] = ..., preferred_batch_size: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class NanPolicy(_message.Message):
     __slots__ = ("inputs", "outputs")

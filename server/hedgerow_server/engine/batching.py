@@ -14,6 +14,10 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+from hedgerow_protos.hedgerow_control_pb2 import ServingSpec
+
+from hedgerow_server.engine.refusal import LoadRefused
+
 
 class Waiting(Protocol):
     """What the queue reads of a request."""
@@ -57,6 +61,36 @@ class Wait:
 
     seconds: float = 0.0
     preferred: tuple[int, ...] = ()
+
+
+#: The longest wait for company, in seconds; a longer one is a slip of a unit.
+LONGEST_WAIT = 10.0
+
+
+def wait_of(serving: ServingSpec, max_rows: int) -> Wait:
+    """The wait that a serving spec asks for.
+
+    Args:
+        serving: of the model.
+        max_rows: rows in one run at most.
+
+    Raises:
+        LoadRefused: it cannot be kept.
+    """
+    batching = serving.batching
+    seconds = batching.max_queue_delay_microseconds * 1e-6
+    if seconds > LONGEST_WAIT:
+        raise LoadRefused(
+            f"batching.maxQueueDelayMicroseconds is {batching.max_queue_delay_microseconds}; "
+            f"at most {LONGEST_WAIT:g} s make sense"
+        )
+    preferred = tuple(sorted(set(batching.preferred_batch_size)))
+    if preferred and not 0 < preferred[0] <= preferred[-1] <= max_rows:
+        raise LoadRefused(
+            f"batching.preferredBatchSize is {list(batching.preferred_batch_size)}; "
+            f"each must be a number of rows from 1 to {max_rows}, the most in one run"
+        )
+    return Wait(seconds, preferred)
 
 
 class BatchQueue(Generic[W]):

@@ -49,11 +49,11 @@ class BoundRuns:
         """Copies the inputs of a batch into the buffers, one request behind the other."""
         if len(batch) == 1:
             for target, part in zip(self._bytes, batch[0].parts, strict=True):
-                joined = part if isinstance(part, bytes) else b"".join((part,))
+                joined = part if isinstance(part, bytes) else b"".join((part,))  # type: ignore[arg-type]  # as above
                 target[: len(joined)] = joined
             return
         for i, target in enumerate(self._bytes):
-            joined = b"".join([work.parts[i] for work in batch])
+            joined = b"".join([work.parts[i] for work in batch])  # type: ignore[misc]  # as above
             target[: len(joined)] = joined
 
     def run(self, rows: int) -> list[np.ndarray]:

@@ -16,7 +16,7 @@ import onnxruntime as ort
 from hedgerow_protos.feature_binding import BindingError, InputShape, check_binding
 from hedgerow_protos.hedgerow_control_pb2 import ServingSpec
 
-from . import gears, model_file, warmup
+from . import batching, gears, model_file, warmup
 from . import signature as signatures
 from .gears import Gear, Source
 from .refusal import LoadRefused, OutOfMemory, is_out_of_memory, text_of
@@ -95,6 +95,7 @@ def load(
             )
     max_batch_size = serving.batching.max_batch_size or default_max_batch_size
     signature = signatures.read(session, max_batch_size=max_batch_size)
+    batching.wait_of(serving, max_batch_size)
     _check_binding(serving, signature)
     warmed = warmup.warm(session, signature, serving.warmup, warmup_timeout)
     return LoadedModel(

@@ -9,7 +9,7 @@ import onnxruntime as ort
 from hedgerow_protos.hedgerow_control_pb2 import ServingSpec
 
 from hedgerow_server.engine import buffers
-from hedgerow_server.engine.batching import BatchQueue
+from hedgerow_server.engine.batching import BatchQueue, wait_of
 from hedgerow_server.engine.buffers import BoundRuns
 from hedgerow_server.engine.latency import LatencyModel
 from hedgerow_server.engine.loading import LoadedModel
@@ -37,7 +37,10 @@ class Model:
         self.in_flight = 0
         #: Whether requests may share a run.
         self.batches = loaded.signature.max_batch_size > 1 and loaded.row_independent
-        self.queue: BatchQueue[Work] = BatchQueue(loaded.signature.max_batch_size if self.batches else 1)
+        rows = loaded.signature.max_batch_size
+        self.queue: BatchQueue[Work] = (
+            BatchQueue(rows, wait_of(serving, rows)) if self.batches else BatchQueue(1)
+        )
         self.latency = LatencyModel(first_guess=loaded.warm_seconds)
         #: Runs under way in runner threads.
         self.running = 0

@@ -116,7 +116,10 @@ class DescribeHandlers:
             model_transaction_policy=oip.ModelTransactionPolicy(decoupled=False),
         )
         if model.batches:
+            asked = model.serving.batching
             config.dynamic_batching.SetInParent()
+            config.dynamic_batching.preferred_batch_size.extend(asked.preferred_batch_size)
+            config.dynamic_batching.max_queue_delay_microseconds = asked.max_queue_delay_microseconds
         return oip.ModelConfigResponse(config=config)
 
     async def model_statistics(
