@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-
-from hedgerow_server.features.freshness import Freshness
-
 #: Upper bounds in seconds of hedgerow_feature_age_seconds.
 AGE_BOUNDS = (0.1, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 86_400.0)
 
@@ -38,13 +34,6 @@ class ViewCounts:
         self.corrupt = 0
         #: Answered by the store, absences included.
         self.stored = 0
-
-    def gave(self, freshness: Freshness, age: float) -> None:
-        """A request got a value of this age."""
-        self.reads[freshness] += 1
-        if freshness is not Freshness.DEFAULT:
-            self.age_buckets[bisect_left(AGE_BOUNDS, age)] += 1
-            self.age_sum += age
 
 
 class LaneCounts:

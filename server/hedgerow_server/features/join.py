@@ -12,6 +12,7 @@ what is known, marked for what it is.
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -19,6 +20,7 @@ from typing import Protocol
 from hedgerow_server.engine.work import Part
 from hedgerow_server.features.binding import Binding
 from hedgerow_server.features.clock import Clock
+from hedgerow_server.features.counts import AGE_BOUNDS
 from hedgerow_server.features.freshness import Freshness, Known, judge
 from hedgerow_server.features.reader import FeatureReader, Wait
 
@@ -83,17 +85,21 @@ class Joined:
         for lookup, entities in zip(self.binding.lookups, self.entities, strict=True):
             view = lookup.view
             prefix, bounds, counts, default = view.prefix, view.bounds, view.counts, view.rows.default_row
+            reads, buckets, ages = counts.reads, counts.age_buckets, 0.0
             laid: list[bytes] = []
             for entity in entities:
                 known: Known | None = values[prefix + entity]
                 freshness = judge(known, bounds, now)
                 if freshness is Freshness.DEFAULT or known is None or known.row is None:
                     laid.append(default)
-                    counts.gave(Freshness.DEFAULT, 0.0)
                 else:
                     laid.append(known.row)
-                    counts.gave(freshness, now - known.confirmed)
+                    age = now - known.confirmed
+                    ages += age
+                    buckets[bisect_left(AGE_BOUNDS, age)] += 1
+                reads[freshness] += 1
                 worst = max(worst, freshness)
+            counts.age_sum += ages
             rows.append(laid)
         self.freshness = worst
         self.parts, self.shapes = self.binding.lay_out(rows, self._sent, self._shapes)

@@ -116,12 +116,13 @@ class FeatureReader:
         """Adds entities of a view to what a request waits for; `flush` then asks for them."""
         now = self._clock.monotonic()
         bounds, prefix, values = view.bounds, view.prefix, wait.values
+        local, flights = self._local.get, self._flights.get
         for entity in entities:
             key = prefix + entity
             if key in values:
                 continue
-            known = self._local.get(key)
-            flight = self._flights.get(key)
+            known = local(key)
+            flight = flights(key)
             if (
                 known is not None
                 and is_current(known, bounds, now)
