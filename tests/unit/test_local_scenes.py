@@ -134,14 +134,15 @@ def aged(*replies):
     return log.records()
 
 
-def test_an_outage_is_counted_from_the_kill_to_the_last_reply_that_is_not_fresh():
+def test_an_outage_is_counted_from_the_kill_to_the_first_second_of_fresh_replies_only():
     back = OUTAGE["restored"]
     replies = [(199.0, "fresh"), (200.4, "stale"), (200.5, "fresh"), (209.0, "stale"), (212.0, "default")]
-    numbers = outage_numbers(aged(*replies, (back + 0.5, "default"), (back + 1, "fresh")), OUTAGE)
+    replies += [(back + 0.5, "default"), (back + 1, "fresh"), (back + 1.7, "stale"), (back + 3.6, "stale")]
+    numbers = outage_numbers(aged(*replies), OUTAGE)
     assert numbers["first_stale_seconds"] == pytest.approx(0.401)
     assert numbers["during"] == {"stale": 2, "fresh": 1, "default": 1}
     assert numbers["too_old"] == 0
-    assert numbers["fresh_again_seconds"] == pytest.approx(0.501)
+    assert numbers["fresh_again_seconds"] == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("age", ["fresh", "stale"])
