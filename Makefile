@@ -37,8 +37,8 @@ up: setup ## MLflow, control plane and two regions on this machine, until Ctrl-C
 test: setup ## Every test that this machine can run
 	@echo "Two files at a time, the slow ones first:"
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/integration tests/conformance tests/unit
-	@echo "The whole stack under load, one test after the other:"
-	@$(BIN)/python -m pytest tests/e2e
+	@echo "The whole stack under load, and parts that die, one test after the other:"
+	@$(BIN)/python -m pytest tests/e2e tests/chaos
 
 lint: setup ## Style, types, import rules, protos
 	@$(BIN)/ruff check .

@@ -125,9 +125,8 @@ class Rig:
             newest = [reply for reply in self.replies[-last:] if reply.sent >= since]
             if len(newest) == last and all(holds(reply) for reply in newest):
                 return newest[0].replied
-            assert time.monotonic() < deadline, (
-                f"not in {HANG_SECONDS} s; the last: {self.replies[-3:]}; the server: {self.server.messages()[-3000:]}"
-            )
+            said = f"not in {HANG_SECONDS} s; the last: {self.replies[-3:]}"
+            assert time.monotonic() < deadline, f"{said}; the server: {self.server.messages()[-3000:]}"
             await asyncio.sleep(0.01)
 
     async def until_fresh(self, since: float) -> float:

@@ -134,19 +134,20 @@ def aged(*replies):
     return log.records()
 
 
-def test_an_outage_is_counted_from_the_kill_to_the_first_second_of_fresh_replies_only():
+def test_an_outage_is_counted_from_the_kill_to_the_first_second_as_fresh_as_before():
     back = OUTAGE["restored"]
-    replies = [(199.0, "fresh"), (200.4, "stale"), (200.5, "fresh"), (209.0, "stale"), (212.0, "default")]
-    replies += [(back + 0.5, "default"), (back + 1, "fresh"), (back + 1.7, "stale"), (back + 3.6, "stale")]
-    numbers = outage_numbers(aged(*replies), OUTAGE)
+    before = [(196.0 + 0.1 * n, "stale" if n == 7 else "fresh") for n in range(40)]
+    during = [(200.4, "stale"), (200.5, "fresh"), (209.0, "stale"), (212.0, "default")]
+    after = [(back + 0.05 + 0.1 * n, "default" if n < 6 else "fresh") for n in range(40)]
+    numbers = outage_numbers(aged(*before, *during, *after), OUTAGE)
     assert numbers["first_stale_seconds"] == pytest.approx(0.401)
     assert numbers["during"] == {"stale": 2, "fresh": 1, "default": 1}
     assert numbers["too_old"] == 0
-    assert numbers["fresh_again_seconds"] == pytest.approx(0.5)
+    assert numbers["fresh_again_seconds"] == pytest.approx(0.65)
 
 
 @pytest.mark.parametrize("age", ["fresh", "stale"])
 def test_a_value_served_past_its_time_is_found(age):
     """Nobody can have asked the store since it died."""
     late = 200.0 + STALE_TTL + 0.1
-    assert outage_numbers(aged((late, age), (late, "default")), OUTAGE)["too_old"] == 1
+    assert outage_numbers(aged((199.0, "fresh"), (late, age), (late, "default")), OUTAGE)["too_old"] == 1

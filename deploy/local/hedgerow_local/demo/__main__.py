@@ -114,7 +114,7 @@ def _summarise(console: Console, stage: Stage, noise: str) -> None:
             "rollback command to last reply of v2": f"{rollback['ms']:.0f} ms",
             "PostgreSQL killed to first stale reply": f"{outage['first_stale_seconds']:.2f} s",
             "replies during the outage": ", ".join(f"{n:,} {age}" for age, n in outage["during"].items()),
-            "both back to all replies fresh": f"{outage['fresh_again_seconds']:.2f} s",
+            "both back to as fresh as before": f"{outage['fresh_again_seconds']:.2f} s",
             "all of it": f"{time.monotonic() - stage.began:.0f} s",
         }
         for name, value in rows.items():
