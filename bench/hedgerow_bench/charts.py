@@ -96,6 +96,15 @@ def _latency(report: Row) -> list[Chart]:
     return [_draw("Latency by percentile, open loop", draw)] if report["rows"] else []
 
 
+def _features(report: Row) -> list[Chart]:
+    rows = [row for row in report["rows"] if row["what"] == "read" and len(row["readers"]) > 1]
+    if not rows:
+        return []
+    labels = [f"{row['entities']} x {row['features']} features" for row in rows]
+    bars = {reader: [row["readers"][reader]["p50_ms"] for row in rows] for reader in rows[0]["readers"]}
+    return [_bars("Milliseconds to read features, one request at a time", labels, bars, "ms", log=True)]
+
+
 def _scale(report: Row) -> list[Chart]:
     rows = [row for row in report["rows"] if "models" in row]
     if not rows:
@@ -105,7 +114,14 @@ def _scale(report: Row) -> list[Chart]:
     return [_bars("Answers per second by models loaded and asked", labels, bars, "answers/s")]
 
 
-def _bars(caption: str, labels: Sequence[str], bars: Mapping[str, Sequence[Row]], unit: str) -> Chart:
+def _bars(
+    caption: str,
+    labels: Sequence[str],
+    bars: Mapping[str, Sequence[Row]],
+    unit: str,
+    *,
+    log: bool = False,
+) -> Chart:
     """Groups of bars of medians; whiskers from the lowest to the highest round."""
 
     def draw(axes: Any) -> None:
@@ -118,6 +134,8 @@ def _bars(caption: str, labels: Sequence[str], bars: Mapping[str, Sequence[Row]]
             axes.bar(at, middles, width, yerr=[below, above], label=name, color=_COLOURS[place], capsize=3)
         axes.set_xticks(range(len(labels)), labels)
         axes.set_ylabel(unit)
+        if log:
+            axes.set_yscale("log")
         if len(bars) > 1:
             axes.legend(frameon=False)
 
@@ -158,6 +176,7 @@ _CHARTS: dict[str, Callable[[Row], list[Chart]]] = {
     "throughput": _throughput,
     "latency": _latency,
     "tensors": _tensors,
+    "features": _features,
     "scale": _scale,
     "peers": _peers,
 }

@@ -13,7 +13,7 @@ import cyclopts
 import numpy as np
 from cyclopts import Parameter
 
-from hedgerow_bench import cores, h2load, latency, loads, reports, scale, tensors, throughput
+from hedgerow_bench import cores, features, h2load, latency, loads, reports, scale, tensors, throughput
 from hedgerow_bench import swap as swaps
 from hedgerow_bench.contender import Contender, checked, over_grpc
 from hedgerow_bench.options import (
@@ -44,6 +44,7 @@ app = cyclopts.App(
   hedgerow bench latency --rate 300 --load 50% --seconds 20
   hedgerow bench latency --target 127.0.0.1:8001 --model arrival-delay
   hedgerow bench swap --moves 20 --seconds 60
+  hedgerow bench features --entities 1
   hedgerow bench peers mosec mlserver""",
     help_format="plaintext",
 )
@@ -221,6 +222,29 @@ def scale_command(
         ]
 
     return _report("scale", run, out, as_json=as_json)
+
+
+@app.command(name="features")
+def features_command(
+    *,
+    entities: Annotated[tuple[int, ...], Parameter(help="In one request; repeatable.")] = (1, 100),
+    rate: Annotated[float, Parameter(help="Requests per second, in open loop.")] = 500.0,
+    rounds: Rounds = 5,
+    seconds: Seconds = 10.0,
+    transport: Transport = "auto",
+    smoke: Smoke = False,
+    out: Out = DEFAULT_OUT,
+    as_json: AsJson = False,
+) -> int:
+    """Joining 250 features from a Valkey, beside Feast's Python SDK on the same Valkey."""
+    if smoke:
+        entities, rate, rounds, seconds = entities[:1], min(rate, 100.0), 1, 0.5
+
+    async def run(report: Report) -> Rows:
+        loop = _loop(report, rounds, min(seconds, 2.0), out)
+        return await features.measure(features.Plan(entities, rate, seconds, loop, transport), report)
+
+    return _report("features", run, out, as_json=as_json)
 
 
 @app.command(name="peers")

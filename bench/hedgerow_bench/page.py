@@ -17,6 +17,7 @@ SECTIONS = {
     "latency": "How long does a request take?",
     "peers": "And other servers?",
     "tensors": "How fast are large inputs?",
+    "features": "How fast are features joined?",
     "scale": "What do more workers, more models and no traffic change?",
     "loads": "What does a caller notice while a model is loaded?",
     "swap": "What does a caller notice while versions change?",

@@ -175,6 +175,75 @@ def _tensors(report: Row) -> list[Table]:
     ]
 
 
+def _features(report: Row) -> list[Table]:
+    by: dict[str, list[Row]] = {"read": [], "join": [], "server": []}
+    for row in report["rows"]:
+        by[row["what"]].append(row)
+    read = tuple(
+        (
+            f"{row['entities']} x {row['features']}",
+            *(
+                with_spread(row["readers"].get(name, {}).get(point))
+                for name in ("hedgerow", "feast")
+                for point in ("p50_ms", "p99_ms")
+            ),
+            with_spread(row.get("times_faster"), ratio=True),
+            with_spread(row.get("times_faster_before_dict"), ratio=True),
+            number(row["failed"]),
+        )
+        for row in by["read"]
+    )
+    join = tuple(
+        (
+            f"{row['entities']} x {row['features']}",
+            number(row["rate"]),
+            *_points(row["latency_ms"]),
+            number(row["target_p99_ms"]),
+            f"{row['cpu']:.0%}",
+            number(row["requests"]),
+            number(row["failed"]),
+        )
+        for row in by["join"]
+    )
+    server = tuple(
+        (
+            f"{row['entities']}, {row['sent']} sent",
+            number(row["rate"]),
+            *_points(row["latency_ms"]),
+            number(row["requests"]),
+            number(row["failed"]),
+        )
+        for row in by["server"]
+    )
+    points = tuple(_POINTS.values())
+    return [
+        Table(
+            "Entities x features read, one request at a time, median of the rounds (lowest-highest)",
+            (
+                "read",
+                "hedgerow p50 ms",
+                "p99 ms",
+                "feast p50 ms",
+                "p99 ms",
+                "feast / hedgerow",
+                "without to_dict",
+                "failed",
+            ),
+            read,
+        ),
+        Table(
+            "Hedgerow's join, open loop, from when a request was due",
+            ("read", "requests/s", *points, "target p99", "core used", "requests", "failed"),
+            join,
+        ),
+        Table(
+            "The whole server over gRPC, open loop, from when a request was due",
+            ("entities", "requests/s", *points, "requests", "failed"),
+            server,
+        ),
+    ]
+
+
 def _scale(report: Row) -> list[Table]:
     models = [row for row in report["rows"] if "models" in row]
     workers = [row for row in report["rows"] if "workers" in row]
@@ -294,6 +363,7 @@ _TABLES: dict[str, Callable[[Row], list[Table]]] = {
     "throughput": _throughput,
     "latency": _latency,
     "tensors": _tensors,
+    "features": _features,
     "scale": _scale,
     "loads": _loads,
     "swap": _swap,
