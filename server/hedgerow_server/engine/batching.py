@@ -63,6 +63,8 @@ class Wait:
     preferred: tuple[int, ...] = ()
 
 
+_NOT_DUE = object()
+
 #: The longest wait for company, in seconds; a longer one is a slip of a unit.
 LONGEST_WAIT = 10.0
 
@@ -133,12 +135,20 @@ class BatchQueue(Generic[W]):
         self.length += 1
         self._rows += request.rows
 
-    def next_rows(self) -> int:
+    def next_rows(self, now: float = 0.0) -> int:
         """Rows of the next batch, or some more: requests in it may have ended, or be of several kinds."""
         if self.length <= 1:
             return self._rows
-        line = next(iter(self._lines.values()))
-        return max(line[0].rows, min(self._rows, self._max_rows))
+        largest = 0
+        for line in self._lines.values():
+            # Only the first of a batch may have more rows than fit.
+            for request in line:
+                if not request.ended and request.deadline > now:
+                    largest = max(largest, request.rows)
+                    break
+            if largest and not self._wait.seconds:
+                break
+        return max(largest, min(self._rows, self._max_rows))
 
     def due(self, now: float, expected: float) -> float:
         """When the next batch should run.
@@ -148,30 +158,33 @@ class BatchQueue(Generic[W]):
             expected: seconds that the run will take.
 
         Returns:
-            `now`, or until when its first request still waits for company: no longer than
-            it may, and not so long that the run would be too late for one of them.
+            `now`, or until when the requests of every line still wait for company: none longer
+            than it may, nor so long that the run would be too late for it.
         """
-        wait = self._wait
-        if not wait.seconds:
+        if not self._wait.seconds:
             return now
-        for line in self._lines.values():
-            first = line[0]
-            full = wait.preferred[-1] if wait.preferred else self._max_rows
-            rows = 0
-            due = first.queued_ns * 1e-9 + wait.seconds
-            for request in line:
-                rows += request.rows
-                # Twice the run: what is expected is an average.
-                due = min(due, request.deadline - 2 * expected)
-                if rows >= full or due <= now or request.kind is None:
-                    return now
-            return due
-        return now
+        dues = [self._due(line, expected) for line in self._lines.values()]
+        return max(now, min(dues, default=now))
+
+    def _due(self, line: deque[W], expected: float) -> float:
+        wait = self._wait
+        full = wait.preferred[-1] if wait.preferred else self._max_rows
+        due = float("inf")
+        rows = 0
+        for request in line:
+            if request.ended:
+                continue
+            rows += request.rows
+            if rows >= full or request.kind is None:
+                return 0.0
+            # Twice the run: what is expected is an average.
+            due = min(due, request.queued_ns * 1e-9 + wait.seconds, request.deadline - 2 * expected)
+        return due if rows else 0.0
 
     def take(
         self, now: float, expected: float = 0.0, expect: Callable[[int], float] | None = None
     ) -> tuple[list[W], list[W]]:
-        """Takes the next batch: as much of the next line as fits in one run.
+        """Takes the next batch: as much of the next line that is due as fits in one run.
 
         A request larger than the largest batch runs alone, whole: splitting it
         is the caller's choice.
@@ -180,26 +193,28 @@ class BatchQueue(Generic[W]):
             now: seconds, on the clock of the deadlines.
             expected: seconds that a run of `next_rows` takes.
             expect: seconds that a run of so many rows takes; a batch grows no further where
-                it would miss the deadline of one of its requests.
+                it would miss a deadline in it that could be met. One that is lost anyway keeps
+                nobody out: else an overloaded model would run ever smaller batches, all too late.
 
         Returns:
-            The batch, empty if nothing waits; and the requests that ran out of
+            The batch, empty if nothing is due; and the requests that ran out of
             time while waiting, which somebody must tell so.
         """
         if self.length == 1:
             return self._take_only(now)
         batch: list[W] = []
         expired: list[W] = []
-        room = self._max_rows
-        if self._wait.preferred:
-            room = max((rows for rows in self._wait.preferred if rows <= self._rows), default=room)
         # Whose deadline is later than this has time for any batch.
         ample = now + expected
-        earliest = float("inf")
         lines = self._lines
         while lines and not batch:
-            kind = next(iter(lines))
+            kind = self._next_kind(now, expected)
+            if kind is _NOT_DUE:
+                break
             line = lines.pop(kind)
+            room = self._room(line)
+            taken = 0
+            earliest = float("inf")
             while line:
                 request = line[0]
                 rows = request.rows
@@ -207,14 +222,15 @@ class BatchQueue(Generic[W]):
                     line.popleft()
                 elif request.deadline <= now:
                     expired.append(line.popleft())
-                elif not batch or rows <= room:
-                    earliest = min(earliest, request.deadline)
-                    if earliest < ample and batch and expect is not None:
-                        taken = sum([other.rows for other in batch])
-                        if now + expect(taken + rows) > earliest:
-                            break
+                elif not batch or taken + rows <= room:
+                    deadline = request.deadline
+                    if deadline < ample and expect is not None and now + expect(rows) > deadline:
+                        deadline = float("inf")
+                    earliest = min(earliest, deadline)
+                    if earliest < ample and batch and expect and now + expect(taken + rows) > earliest:
+                        break
                     batch.append(line.popleft())
-                    room -= rows
+                    taken += rows
                 else:
                     break
                 self.length -= 1
@@ -222,6 +238,20 @@ class BatchQueue(Generic[W]):
             if line:
                 lines[kind] = line
         return batch, expired
+
+    def _next_kind(self, now: float, expected: float) -> Hashable:
+        if self._wait.seconds:
+            for kind, line in self._lines.items():
+                if self._due(line, expected) <= now:
+                    return kind
+            return _NOT_DUE
+        return next(iter(self._lines))
+
+    def _room(self, line: deque[W]) -> int:
+        if not self._wait.preferred:
+            return self._max_rows
+        waiting = sum([request.rows for request in line if not request.ended])
+        return max((rows for rows in self._wait.preferred if rows <= waiting), default=self._max_rows)
 
     def _take_only(self, now: float) -> tuple[list[W], list[W]]:
         # The same as below for a single request, the usual case where load is low and latency is all.

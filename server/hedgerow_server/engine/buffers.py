@@ -80,10 +80,15 @@ class BoundRuns:
 
 
 def fits(signature: Signature, max_rows: int) -> bool:
-    """Whether a model's runs can go through buffers: all sizes but the rows are fixed, and small."""
+    """Whether a model's runs can go through buffers: all sizes but the rows are fixed, and small.
+
+    An output that is an input as well would not appear in its buffer: ONNX Runtime gives the input's.
+    """
     specs = (*signature.inputs, *signature.outputs)
-    if signature.max_batch_size == 0 or any(
-        not spec.datatype.itemsize or min(spec.shape[1:], default=1) < 1 for spec in specs
+    if (
+        signature.max_batch_size == 0
+        or any(not spec.datatype.itemsize or min(spec.shape[1:], default=1) < 1 for spec in specs)
+        or len({spec.name for spec in specs}) < len(specs)
     ):
         return False
     row = sum(math.prod(spec.shape[1:]) * spec.datatype.itemsize for spec in specs)

@@ -94,7 +94,7 @@ class Engine:
         now = began = time.monotonic()
         while queue.length:
             expect = model.latency.expect
-            expected = expect(queue.next_rows())
+            expected = expect(queue.next_rows(now))
             due = queue.due(now, expected)
             if due > now:
                 self._defer(model, due)

@@ -48,7 +48,7 @@ class Ran(msgspec.Struct, frozen=True):
 def assemble(signature: Signature, batch: Sequence[Work], rows: int) -> dict[str, np.ndarray]:
     """The feeds of one run: the inputs of all requests, one behind the other.
 
-    A single request's tensors are not copied.
+    A single request's tensors are not copied, unless they lie in its message at an odd place.
 
     Args:
         signature: of the model.
@@ -64,6 +64,9 @@ def assemble(signature: Signature, batch: Sequence[Work], rows: int) -> dict[str
         for i, spec in enumerate(signature.inputs):
             part = first.parts[i]
             array = part if isinstance(part, np.ndarray) else np.frombuffer(part, spec.datatype.dtype)
+            if isinstance(part, memoryview) and not array.flags.aligned:
+                # Kernels may load it as the aligned type that it says it is.
+                array = array.copy()
             feeds[spec.name] = array.reshape(first.shapes[i])
         return feeds
     for i, spec in enumerate(signature.inputs):

@@ -115,6 +115,10 @@ class TensorCodec:
         if seen is None:
             return None
         tensors, places = seen
+        if tensors.kind is not None and not self._model.batches:
+            # It was found meanwhile that its requests cannot share a run.
+            self._seen.clear()
+            return None
         parts = head.raws(payload, shift)
         if places is not None:
             parts = [parts[place] for place in places]

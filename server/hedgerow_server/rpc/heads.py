@@ -24,8 +24,12 @@ from hedgerow_server.errors import InvalidTensor
 
 #: Heads remembered at once; then all are forgotten, and learned anew.
 KNOWN_HEADS = 2048
-#: Bytes of a head that is worth remembering.
+#: Bytes of a head that is worth remembering, and raw tensors behind it: what is held stays small.
 LONGEST_HEAD = 2048
+MOST_RAWS = 64
+#: Lengths of heads that are tried for one length of messages: a new message costs few look-ups,
+#: whatever came before.
+TRIED_SIZES = 4
 #: From so many bytes on a tensor is not copied out of its message, but seen in it.
 VIEWED_BYTES = 4096
 
@@ -138,44 +142,58 @@ class Heads:
         return head, request
 
     def _learn(self, head: Head, payload: bytes, request: ModelInferRequest) -> None:
-        begin, end = _id_span(payload)
-        without_id = payload[:begin] + payload[end:]
-        spans, separators = _layout(without_id, request.raw_input_contents)
-        if not spans or spans[0][0] > LONGEST_HEAD:
+        raws = request.raw_input_contents
+        if len(raws) > MOST_RAWS:
             return
-        size = spans[0][0]
-        fields = without_id[: size - len(separators[0][1])]
+        spans, separators = _layout(payload, raws)
+        if not spans:
+            return
+        begin, end = _id_span(payload)
+        shift = end - begin
+        size = spans[0][0] - shift
+        if size > LONGEST_HEAD or end > separators[0][0]:
+            return
+        without_id = payload[:begin] + payload[end : size + shift]
         try:
-            alone = ModelInferRequest.FromString(fields)
+            # What is behind these fields is as many tensors as the message has: so none stands before.
+            alone = ModelInferRequest.FromString(without_id[: -len(separators[0][1])])
         except DecodeError:
             return
         if alone.id or alone.raw_input_contents:
             return  # The id, or a tensor, stands somewhere else as well.
-        if len(self._heads) >= KNOWN_HEADS:
+        length = len(payload) - shift
+        if len(self._heads) >= KNOWN_HEADS or len(self._sizes) >= KNOWN_HEADS:
             self._heads.clear()
             self._sizes.clear()
-        head.learn(len(without_id), spans, separators[1:])  # the first ends the head
-        self._heads[without_id[:size]] = head
-        sizes = self._sizes.get(len(without_id), ())
+        head.learn(
+            length,
+            tuple([(first - shift, last - shift) for first, last in spans]),
+            tuple([(at - shift, tag) for at, tag in separators[1:]]),  # the first ends the head
+        )
+        self._heads[without_id] = head
+        sizes = self._sizes.get(length, ())
         if size not in sizes:
-            self._sizes[len(without_id)] = (*sizes, size)
+            self._sizes[length] = (size, *sizes[: TRIED_SIZES - 1])
 
 
 def _layout(
     payload: bytes, raws: Sequence[bytes]
 ) -> tuple[tuple[tuple[int, int], ...], tuple[tuple[int, bytes], ...]]:
-    """Where raw tensors lie at the end of a message, and the tags before each; nothing if they do not."""
+    """Where so many raw tensors would lie at the end of a message, and the tags before each.
+
+    Nothing if no such tags stand there.
+    """
     spans: list[tuple[int, int]] = []
     separators: list[tuple[int, bytes]] = []
     end = len(payload)
     for raw in reversed(raws):
         begin = end - len(raw)
         tag = bytes((_RAW_TAG,)) + varint(len(raw))
-        if begin < len(tag) or payload[begin - len(tag) : begin] != tag or payload[begin:end] != raw:
+        if begin < len(tag) or not payload.startswith(tag, begin - len(tag)):
             return (), ()
         spans.append((begin, end))
-        separators.append((begin - len(tag), tag))
         end = begin - len(tag)
+        separators.append((end, tag))
     return tuple(reversed(spans)), tuple(reversed(separators))
 
 

@@ -168,5 +168,5 @@ class NativeTransport:
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(None, self._thread.join, 5.0)
             loop.remove_reader(self._bell)
-            if not self._thread.is_alive():
-                os.close(self._bell)
+        if self._thread is None or not self._thread.is_alive():
+            os.close(self._bell)
