@@ -53,6 +53,7 @@ class FeatureMachine(RuleBasedStateMachine):
         self.spec = feature_reads.view(ttl=TTL, stale_ttl=STALE_TTL, max_age=MAX_AGE)
         self.truths: dict[str, list[Truth]] = {tail: [Truth(None, 0.0, -1e9)] for tail in TAILS}
         self.written = 0
+        self.wrong: list[AssertionError] = []
         self.store_well_since = -1e9
         self.servers = [self.start(), self.start()]
 
@@ -62,7 +63,7 @@ class FeatureMachine(RuleBasedStateMachine):
             store=self.store,
             cache=self.cache,
             clock=self.clock,
-            on_reply=self.judge,
+            on_reply=self.keep,
             budget_ms=BUDGET * 1000,
         )
 
@@ -197,10 +198,19 @@ class FeatureMachine(RuleBasedStateMachine):
 
     def finish(self, requests: Sequence[Request]) -> None:
         self.loop.run_until_complete(asyncio.sleep(BUDGET + 2 * ROUNDING))
+        if self.wrong:
+            raise self.wrong[0]
         for request in requests:
             assert request.answered is not None, "every request is answered within the budget"
 
     # --------------------------------------------------------------- verdicts
+
+    def keep(self, request: Request) -> None:
+        """Judges a reply as it comes; `finish` raises what is wrong, as a loop only logs it."""
+        try:
+            self.judge(request)
+        except AssertionError as error:
+            self.wrong.append(error)
 
     def judge(self, request: Request) -> None:
         now = self.loop.time()
