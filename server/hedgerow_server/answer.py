@@ -99,8 +99,8 @@ class Answerer:
         # Calls that wait for features, in the order they came.
         self._joining: dict[Call, None] = {}
         self._heads = Heads()
-        self._idle: asyncio.Event = asyncio.Event()
-        self._idle.set()
+        # Set when the last call under way has ended; only while somebody waits for that.
+        self._idle: asyncio.Event | None = None
         self.table = RouteTable(0, {})
         #: Calls that no model answered: unknown models, refusals before the choice.
         self.unrouted = VersionStatistics()
@@ -150,7 +150,6 @@ class Answerer:
         now = self._clock()
         chosen: dict[Model, None] = {}
         self.in_flight += len(calls)
-        self._idle.clear()
         for call in calls:
             if call.ended:
                 call.trace = read_trace(call.metadata)
@@ -334,15 +333,15 @@ class Answerer:
         self._engine.stop_unwanted_runs()
 
     def _respond(self, call: Call, payload: bytes) -> None:
-        self._end(call, _OK, "OK")
+        # First the answer, then the books: the caller need not wait for them.
         try:
             call.sink.respond(call, payload, call.trace.trailing)
         except Exception:
             log.exception("the answer to %r could not be sent", call)
+        self._end(call, _OK, "OK")
 
     def _refuse(self, call: Call, error: ServingError) -> None:
         number, _ = error.code.value
-        self._end(call, number, error.code.name, error.error_id if isinstance(error, Internal) else None)
         message = str(error)
         if len(message) > _LONGEST_MESSAGE:
             message = message[:_LONGEST_MESSAGE] + "..."
@@ -351,6 +350,7 @@ class Answerer:
         except Exception:
             # A transport's trouble with one call is none of its batch-mates'.
             log.exception("the status of %r could not be sent", call)
+        self._end(call, number, error.code.name, error.error_id if isinstance(error, Internal) else None)
 
     def _end(self, call: Call, code: int, status: str, error_id: str | None = None) -> None:
         """The one place where a call ends: it is counted, logged and lets its version go."""
@@ -400,12 +400,16 @@ class Answerer:
                 )
             )
         self.in_flight -= 1
-        if not self.in_flight:
+        if self._idle is not None and not self.in_flight:
             self._idle.set()
+            self._idle = None
 
     async def idle(self) -> None:
         """Returns when no call is under way."""
-        await self._idle.wait()
+        while self.in_flight:
+            if self._idle is None:
+                self._idle = asyncio.Event()
+            await self._idle.wait()
 
 
 def _said_of(choice: Choice) -> dict[str, str]:

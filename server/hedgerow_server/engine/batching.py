@@ -106,11 +106,13 @@ class BatchQueue(Generic[W]):
         wait: for company.
     """
 
-    __slots__ = ("_lines", "_max_rows", "_rows", "_wait", "length")
+    __slots__ = ("_lines", "_max_rows", "_rows", "_wait", "length", "waits")
 
     def __init__(self, max_rows: int, wait: Wait = Wait()) -> None:
         self._max_rows = max(1, max_rows)
         self._wait = wait
+        #: Whether requests may wait for company; if not, `due` is always now.
+        self.waits = wait.seconds > 0
         # The first line is the next to be served.
         self._lines: dict[Hashable, deque[W]] = {}
         #: Requests that wait; the same as `len`, which costs a call.
@@ -146,7 +148,7 @@ class BatchQueue(Generic[W]):
                 if not request.ended and request.deadline > now:
                     largest = max(largest, request.rows)
                     break
-            if largest and not self._wait.seconds:
+            if largest and not self.waits:
                 break
         return max(largest, min(self._rows, self._max_rows))
 
@@ -161,7 +163,7 @@ class BatchQueue(Generic[W]):
             `now`, or until when the requests of every line still wait for company: none longer
             than it may, nor so long that the run would be too late for it.
         """
-        if not self._wait.seconds:
+        if not self.waits:
             return now
         dues = [self._due(line, expected) for line in self._lines.values()]
         return max(now, min(dues, default=now))
@@ -240,7 +242,7 @@ class BatchQueue(Generic[W]):
         return batch, expired
 
     def _next_kind(self, now: float, expected: float) -> Hashable:
-        if self._wait.seconds:
+        if self.waits:
             for kind, line in self._lines.items():
                 if self._due(line, expected) <= now:
                     return kind

@@ -95,8 +95,7 @@ class Engine:
         while queue.length:
             expect = model.latency.expect
             expected = expect(queue.next_rows(now))
-            due = queue.due(now, expected)
-            if due > now:
+            if queue.waits and (due := queue.due(now, expected)) > now:
                 self._defer(model, due)
                 return
             inline = expected < self.inline_below
