@@ -25,8 +25,8 @@ _log = logging.getLogger(__name__)
 
 #: Lines that may wait for the writer; about 30 MB when full.
 CAPACITY = 65_536
-#: Lines encoded and written at once.
-BLOCK_LINES = 256
+#: Lines encoded and written at once: the event loop waits for so many, 1 µs each.
+BLOCK_LINES = 64
 #: How long the writer lets lines gather, in seconds.
 GATHER_SECONDS = 0.02
 
