@@ -229,6 +229,7 @@ def features_command(
     *,
     entities: Annotated[tuple[int, ...], Parameter(help="In one request; repeatable.")] = (1, 100),
     rate: Annotated[float, Parameter(help="Requests per second, in open loop.")] = 500.0,
+    feast: Annotated[bool, Parameter(help="Install and ask Feast, too.")] = True,
     rounds: Rounds = 5,
     seconds: Seconds = 10.0,
     transport: Transport = "auto",
@@ -242,7 +243,7 @@ def features_command(
 
     async def run(report: Report) -> Rows:
         loop = _loop(report, rounds, min(seconds, 2.0), out)
-        return await features.measure(features.Plan(entities, rate, seconds, loop, transport), report)
+        return await features.measure(features.Plan(entities, rate, seconds, loop, transport, feast), report)
 
     return _report("features", run, out, as_json=as_json)
 

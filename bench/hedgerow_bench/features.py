@@ -47,6 +47,7 @@ class Plan:
         seconds: Of each open loop.
         loop: Rounds and seconds of the closed loops; directory and cores.
         transport: Of the whole server.
+        feast: Whether Feast is installed and asked, too.
     """
 
     entities: Sequence[int]
@@ -54,12 +55,13 @@ class Plan:
     seconds: float
     loop: throughput.Loop
     transport: str
+    feast: bool = True
 
 
 async def measure(plan: Plan, report: Report) -> Rows:
     """Rows of three kinds (`what`): `read`, ours and Feast's in turn; `join` and `server`, open loop."""
     loop = plan.loop
-    python = await _feast(loop.directory, report)
+    python = await _feast(loop.directory, report) if plan.feast else None
     async with valkey(loop) as port, AsyncExitStack() as stack:
         cache = f"redis://127.0.0.1:{port}/0"
         numbers = data.values()

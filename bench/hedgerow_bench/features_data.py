@@ -19,7 +19,9 @@ ENTITIES = 1000
 #: The view, its key, and how its values are kept: fresh for longer than any run.
 VIEW, KEY, TTL = "customers", "customer", "2h"
 NAMES = tuple(f"f{number:03}" for number in range(FEATURES))
-#: Keys in one pipeline.
+#: What tells when requests are due; a program by itself.
+PACER = Path(__file__).with_name("features_pacer.py")
+#: Keys in one MSET.
 _CHUNK = 500
 
 

@@ -22,7 +22,6 @@ import struct
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,7 +41,6 @@ from hedgerow_bench import models
 from hedgerow_bench.cores import available, pinned
 from hedgerow_bench.schedule import offsets
 
-_PACER = Path(__file__).with_name("features_pacer.py")
 _MOMENT = struct.Struct("<d")
 #: Seconds between the order and the first request of an open loop.
 _LEAD = 0.3
@@ -129,7 +127,7 @@ class Bench:
         due = time.monotonic() + _LEAD + offsets(rate, seconds, "poisson", np.random.default_rng(seed))
         with pinned(pacer):
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-I", "-S", str(_PACER)),
+                *(sys.executable, "-I", "-S", str(data.PACER)),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
             )

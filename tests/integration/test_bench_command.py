@@ -48,6 +48,19 @@ def test_throughput_is_a_report_a_table_and_a_page(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_features_are_joined_from_a_real_valkey_and_are_the_right_ones(tmp_path):
+    """Every array that the join gives is held against what was written; a wrong one fails the command."""
+    done = bench(tmp_path, "features", "--smoke", "--no-feast")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / "out/features.json").read_text())["rows"]
+    assert [row["what"] for row in rows] == ["read", "join", "server", "server"]
+    assert [row.get("sent") for row in rows] == [None, None, "ids", "rows"]
+    assert rows[0]["readers"]["hedgerow"]["requests"] > 0
+    for row in rows[1:]:
+        assert row["requests"] > 0
+        assert row["failed"] == 0
+
+
 def test_ctrl_c_ends_everything_that_was_started(tmp_path):
     command = [sys.executable, "-m", "hedgerow_bench", "throughput", "--out", str(tmp_path)]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
