@@ -34,6 +34,8 @@ BATCH = 256
 #: Events that wait for the loop at most; the receiving thread stops beyond, and
 #: the front holds what HTTP/2's flow control lets through.
 BACKLOG = 4096
+#: Calls answered in one turn of the loop, and up to a batch more; then everything else gets its turn.
+TURN = 512
 
 
 class NativeTransport:
@@ -113,7 +115,7 @@ class NativeTransport:
         inbox, calls = self._inbox, self._calls
         arrived: list[Call] = []
         cancelled: list[Call] = []
-        while inbox:
+        while inbox and len(arrived) < TURN:
             for kind, token, _, payload, _, details in inbox.popleft():
                 if kind == EVENT_CANCEL:
                     gone = calls.pop(token, None)
