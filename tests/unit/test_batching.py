@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-from hedgerow_server.engine.batching import BatchQueue
+from hedgerow_server.engine.batching import BatchQueue, Wait
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -28,10 +28,12 @@ class Request:
 class Queueing(RuleBasedStateMachine):
     """Adds, ends, lets time pass and takes; keeps its own list of who waits, in order of arrival."""
 
-    @initialize(max_rows=st.integers(1, 8))
-    def begin(self, max_rows: int) -> None:
+    @initialize(max_rows=st.integers(1, 8), seconds=st.sampled_from([0, 0, 2, 10]), data=st.data())
+    def begin(self, max_rows: int, seconds: int, data: st.DataObject) -> None:
         self.max_rows = max_rows
-        self.queue: BatchQueue[Request] = BatchQueue(max_rows)
+        preferred = data.draw(st.sets(st.integers(1, max_rows), max_size=2)) if seconds else set()
+        self.company = Wait(seconds, tuple(sorted(preferred)))
+        self.queue: BatchQueue[Request] = BatchQueue(max_rows, self.company)
         self.waiting: list[Request] = []
         self.given: list[Request] = []
         self.now = 0.0
@@ -42,7 +44,7 @@ class Queueing(RuleBasedStateMachine):
         patience=st.one_of(st.just(NEVER), st.integers(1, 5)),
     )
     def add(self, rows: int, kind: Hashable | None, patience: float) -> None:
-        request = Request(rows, kind, self.now + patience)
+        request = Request(rows, kind, self.now + patience, queued_ns=round(self.now * 1e9))
         self.queue.add(request)
         self.waiting.append(request)
 
@@ -55,13 +57,44 @@ class Queueing(RuleBasedStateMachine):
     def wait(self, seconds: int) -> None:
         self.now += seconds
 
-    @rule()
-    def take(self) -> None:
+    def _due(self, expected: float) -> float:
+        """When a batch should run, by looking at each line on its own."""
+        if not self.company.seconds:
+            return self.now
+        full = self.company.preferred[-1] if self.company.preferred else self.max_rows
+        due = NEVER
+        for kind in {r.kind for r in self.waiting}:
+            alive = [r for r in self.waiting if r.kind == kind and not r.ended]
+            if not alive:
+                continue
+            if kind is None or sum(r.rows for r in alive) >= full:
+                return self.now
+            due = min(due, *(r.queued_ns * 1e-9 + self.company.seconds for r in alive))
+            due = min(due, *(r.deadline - 2 * expected for r in alive))
+        return max(self.now, due)
+
+    @rule(base=st.sampled_from([0.0, 0.0, 0.5]), slope=st.sampled_from([0.0, 0.25, 1.0]))
+    def take(self, base: float = 0.0, slope: float = 0.0) -> None:
+        def expect(rows: int) -> float:
+            return base + slope * rows
+
         before = list(self.waiting)
-        batch, expired = self.queue.take(self.now)
-        self._give(batch, expired)
+        expected = expect(self.queue.next_rows(self.now))
         alive = [r for r in before if not r.ended and r.deadline > self.now]
-        assert bool(batch) == bool(alive), "a batch is formed exactly if somebody waits"
+        due = self.queue.due(self.now, expected)
+        if any(not r.ended for r in before):
+            # Lines of none but ended requests are cleared away at any time.
+            cleared = len({r.kind for r in before if r.ended} - {r.kind for r in before if not r.ended})
+            assert due == self._due(expected) or (cleared and due == self.now)
+        batch, expired = self.queue.take(self.now, expected, expect)
+        rows = sum(r.rows for r in batch)
+        if batch:
+            assert expect(rows) <= expected, "judged by no fewer rows than ran"
+        self._give(batch, expired)
+        if due > self.now and len(before) > 1:
+            assert not batch, "still waits for company"
+        elif not self.company.seconds:
+            assert bool(batch) == bool(alive), "a batch is formed exactly if somebody waits"
         if not batch:
             return
         (kind,) = {r.kind for r in batch}
@@ -71,9 +104,20 @@ class Queueing(RuleBasedStateMachine):
             line = [r for r in alive if r.kind == kind]
             assert batch == line[: len(batch)], "in order of arrival, nobody left out"
             after = line[len(batch) :]
-            rows = sum(r.rows for r in batch)
-            assert not after or rows + after[0].rows > self.max_rows, "as many as fit"
-        assert sum(r.rows for r in batch) <= self.max_rows or len(batch) == 1
+            room = self.max_rows
+            total = sum(r.rows for r in before if r.kind == kind and not r.ended)
+            room = max((size for size in self.company.preferred if size <= total), default=room)
+            if after and rows + after[0].rows <= room:
+                longer = self.now + expect(rows + after[0].rows)
+                could = [r.deadline for r in (*batch, after[0]) if self.now + expect(r.rows) <= r.deadline]
+                assert longer > min(could, default=NEVER), "as many as fit, and as have time"
+            elif len(batch) > 1:
+                assert rows <= room
+        for number in range(1, len(batch)):
+            taken = self.now + expect(sum(r.rows for r in batch[: number + 1]))
+            could = [r.deadline for r in batch[: number + 1] if self.now + expect(r.rows) <= r.deadline]
+            assert taken <= min(could, default=NEVER), "nobody is late for company's sake"
+        assert rows <= self.max_rows or len(batch) == 1
 
     @rule()
     def expire(self) -> None:
@@ -117,6 +161,7 @@ class Queueing(RuleBasedStateMachine):
             return
         while len(self.queue):
             self.take()
+            self.now += 1
         assert all(r.ended for r in self.waiting), "somebody was lost"
 
 
@@ -173,3 +218,103 @@ def test_an_empty_queue_gives_nothing_and_shows_its_state() -> None:
     for kind in itertools.islice(itertools.cycle("ab"), 4):
         queue.add(Request(kind=kind))
     assert repr(queue) == "<BatchQueue 4 requests in 2 lines, at most 1 rows a batch>"
+
+
+def due(queue: BatchQueue[Request], now: float, expected: float = 0.0) -> float:
+    """Seconds from now until the next batch."""
+    return round(queue.due(now, expected) - now, 6)
+
+
+def test_nothing_waits_without_a_delay() -> None:
+    """Preferred sizes shape batches only where requests may wait; natural batching is the rule."""
+    queue: BatchQueue[Request] = BatchQueue(8)
+    assert due(queue, 5.0) == 0
+    queue.add(Request(queued_ns=5_000_000_000))
+    assert due(queue, 5.0) == 0
+    assert len(queue.take(5.0)[0]) == 1
+
+
+def test_a_batch_waits_until_it_is_full_or_its_time_is_over() -> None:
+    queue: BatchQueue[Request] = BatchQueue(4, Wait(0.010))
+    queue.add(Request(rows=1, queued_ns=1_000_000_000))
+    assert due(queue, 1.0) == 0.010
+    queue.add(Request(rows=2, queued_ns=1_004_000_000))
+    assert due(queue, 1.004) == 0.006, "counted from the first"
+    assert due(queue, 1.011) == 0
+    queue.add(Request(rows=1, queued_ns=1_005_000_000))
+    assert due(queue, 1.005) == 0, "full"
+    assert [r.rows for r in queue.take(1.005)[0]] == [1, 2, 1]
+
+
+def test_a_batch_of_a_preferred_size_leaves_the_rest_to_the_next() -> None:
+    queue: BatchQueue[Request] = BatchQueue(8, Wait(0.010, (2, 4)))
+    for _ in range(3):
+        queue.add(Request())
+    assert due(queue, 0.0) == 0.010, "the largest preferred size is not reached"
+    assert [len(queue.take(0.010)[0]) for _ in range(2)] == [2, 1]
+    for _ in range(4):
+        queue.add(Request())
+    queue.add(Request(kind="other"))
+    for _ in range(2):
+        queue.add(Request())
+    assert due(queue, 0.0) == 0
+    taken = queue.take(0.0)[0]
+    assert ([r.kind for r in taken], due(queue, 0.0)) == (["k"] * 4, 0.010), "other kinds fill no batch"
+
+
+def test_a_request_whose_deadline_is_near_does_not_wait() -> None:
+    """It is run early enough for twice the expected time; also from behind another kind's wait."""
+    queue: BatchQueue[Request] = BatchQueue(8, Wait(1.0))
+    queue.add(Request())
+    queue.add(Request(kind="other", deadline=0.3))
+    assert due(queue, 0.0, expected=0.05) == 0.2
+    assert queue.take(0.1, 0.05) == ([], [])
+    assert [r.kind for r in queue.take(0.2, 0.05)[0]] == ["other"]
+    assert due(queue, 0.2, expected=0.05) == 0.8
+
+
+def test_a_full_line_does_not_wait_behind_one_that_wants_company() -> None:
+    queue: BatchQueue[Request] = BatchQueue(2, Wait(1.0))
+    for kind in ("slow", "full", "full", None):
+        queue.add(Request(kind=kind))
+    assert due(queue, 0.0) == 0
+    assert [[r.kind for r in queue.take(0.0)[0]] for _ in range(2)] == [["full", "full"], [None]]
+    assert due(queue, 0.0) == 1.0
+
+
+def test_those_that_were_cancelled_fill_no_batch_and_hurry_nobody() -> None:
+    queue: BatchQueue[Request] = BatchQueue(2, Wait(1.0))
+    queue.add(Request(ended=True, deadline=0.1))
+    queue.add(Request(queued_ns=500_000_000))
+    assert due(queue, 0.5, expected=0.05) == 1.0
+    assert queue.take(0.5, 0.05) == ([], [])
+    queue.add(Request(queued_ns=600_000_000))
+    assert due(queue, 0.6) == 0
+    assert [r.queued_ns for r in queue.take(0.6)[0]] == [500_000_000, 600_000_000]
+
+
+def test_a_tight_deadline_keeps_its_batch_small() -> None:
+    """Ten milliseconds a row: whoever has 25 gets one companion, and the rest go together after it."""
+    queue: BatchQueue[Request] = BatchQueue(8)
+    queue.add(Request(deadline=0.025))
+    for _ in range(7):
+        queue.add(Request(deadline=1.0))
+    expect = (0.010).__mul__
+    assert [len(queue.take(0.0, expect(queue.next_rows()), expect)[0]) for _ in range(2)] == [2, 6]
+
+
+def test_deadlines_that_are_lost_do_not_shrink_the_batches_of_a_queue_that_is_late() -> None:
+    """A run takes 10 ms whatever its rows: one at a time would lose those that still have time as well."""
+    queue: BatchQueue[Request] = BatchQueue(8)
+    for i in range(8):
+        queue.add(Request(deadline=0.005 if i < 4 else 0.015))
+    assert len(queue.take(0.0, 0.010, lambda _: 0.010)[0]) == 8
+
+
+def test_a_large_request_behind_one_that_ended_is_judged_by_its_own_rows() -> None:
+    queue: BatchQueue[Request] = BatchQueue(8)
+    queue.add(Request(ended=True))
+    queue.add(Request(deadline=1.0))
+    queue.add(Request(rows=1000))
+    assert queue.next_rows(2.0) == 1000
+    assert queue.next_rows(0.0) == 8

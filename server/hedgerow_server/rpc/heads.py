@@ -35,6 +35,7 @@ VIEWED_BYTES = 4096
 
 _RAW_TAG = 0x3A  # field 7, length-delimited
 _NAME_TAG, _VERSION_TAG, _ID_TAG = 0x0A, 0x12, 0x1A
+_AN_ID = b"\x1a\x01?"
 _ONE_BYTE = 0x80  # lengths below it take one byte
 
 
@@ -135,7 +136,9 @@ class Heads:
             raise InvalidTensor(
                 "the message is not a ModelInferRequest of the Open Inference Protocol"
             ) from None
-        timeout_us = _integer(request.parameters["timeout"], "timeout") if request.parameters else 0
+        timeout_us = (
+            _integer(request.parameters["timeout"], "timeout") if "timeout" in request.parameters else 0
+        )
         head = Head(request.model_name, request.model_version, timeout_us)
         if request.raw_input_contents:
             self._learn(head, payload, request)
@@ -154,13 +157,15 @@ class Heads:
         if size > LONGEST_HEAD or end > separators[0][0]:
             return
         without_id = payload[:begin] + payload[end : size + shift]
+        fields = without_id[: -len(separators[0][1])]
         try:
-            # What is behind these fields is as many tensors as the message has: so none stands before.
-            alone = ModelInferRequest.FromString(without_id[: -len(separators[0][1])])
+            alone = ModelInferRequest.FromString(_AN_ID + fields)
         except DecodeError:
             return
-        if alone.id or alone.raw_input_contents:
-            return  # The id, or a tensor, stands somewhere else as well.
+        # The last id counts, also an empty one. And what is behind the fields is as many tensors as
+        # the message has, so none may stand among them.
+        if alone.id != "?" or alone.raw_input_contents:
+            return
         length = len(payload) - shift
         if len(self._heads) >= KNOWN_HEADS or len(self._sizes) >= KNOWN_HEADS:
             self._heads.clear()
