@@ -16,6 +16,7 @@ import zoo
 from fakes_engine import INLINE, THREADED, RequestPath, endless, model, request, table
 from hedgerow_protos.hedgerow_control_pb2 import ServingSpec
 from hedgerow_server.engine import loading
+from hedgerow_server.engine.batching import BatchQueue, Wait
 from hedgerow_server.engine.model import Model
 from hedgerow_server.engine.runners import Engine
 from onnx import TensorProto, helper
@@ -187,6 +188,10 @@ async def test_a_model_that_gives_fewer_rows_than_it_got_is_found_out_and_not_ba
         assert got == [[1.0], [], [3.0], [4.0]]
     assert not of.batches
     assert caplog.text.count("one by one") == 1
+    runs = watched(of)
+    path.answerer.answer([path.callers.call(request({"x": [value]})) for value in values])
+    await idle(path, of)
+    assert [rows for _, rows in runs] == [1, 1, 1, 1], "also those whose heads were known before"
 
 
 async def test_what_runs_at_close_is_terminated() -> None:
@@ -215,3 +220,34 @@ async def test_a_version_is_drained_only_when_its_last_run_has_ended(paths: list
     async with asyncio.timeout(20):
         await waits
     assert of.running == 0
+
+
+async def test_requests_wait_for_company_as_long_as_their_model_wants(paths: list[RequestPath]) -> None:
+    """A full batch runs at once; fewer when the time is over; one whose deadline is near before that."""
+    of = model("several", max_batch_size=4)
+    of.queue = BatchQueue(4, Wait(0.05))
+    path = await RequestPath.open(table(of), inline_below=INLINE)
+    paths.append(path)
+    runs = watched(of)
+    ask = request({"a": [[1, 2]], "b": [[3, 4]]})
+    path.answerer.answer([path.callers.call(ask) for _ in range(3)])
+    assert runs == []
+    path.answerer.answer([path.callers.call(ask)])
+    assert runs == [(True, 4)]
+    path.answerer.answer([path.callers.call(ask) for _ in range(2)])
+    assert len(runs) == 1
+    await idle(path, of)
+    assert runs[1:] == [(True, 2)]
+    # A wait longer than the test: only the deadline can end it, or the company.
+    of.queue = BatchQueue(4, Wait(3600.0))
+    of.latency.observe(1, 1e-6)
+    gone, stays = path.callers.call(ask), path.callers.call(ask)
+    path.answerer.answer([gone, stays])
+    path.answerer.cancel(gone)
+    path.answerer.answer([path.callers.call(ask) for _ in range(2)])
+    assert len(runs) == 2, "three wait, and one that is gone"
+    path.answerer.answer([path.callers.call(ask)])
+    assert runs[2:] == [(True, 4)]
+    last = path.callers.call(ask)
+    path.answerer.answer([last])
+    assert [work.ended for work in path.engine.give_up()] == [False], "found at the end of a drain"
