@@ -39,7 +39,7 @@ app = cyclopts.App(
     help="Measures this machine.",
     help_epilogue="Exit codes: 0 done; 1 a request failed; 2 nothing could be measured; 130 stopped.",
     help_prologue="""Examples:
-  hedgerow bench                                  everything but peers
+  hedgerow bench                                  everything but features and peers
   hedgerow bench throughput --callers 1 --callers 64
   hedgerow bench latency --rate 300 --load 50% --seconds 20
   hedgerow bench latency --target 127.0.0.1:8001 --model arrival-delay
@@ -228,7 +228,10 @@ def scale_command(
 def features_command(
     *,
     entities: Annotated[tuple[int, ...], Parameter(help="In one request; repeatable.")] = (1, 100),
-    rate: Annotated[float, Parameter(help="Requests per second, in open loop.")] = 500.0,
+    rate: Annotated[tuple[float, ...], Parameter(help="Requests per second, in open loop; repeatable.")] = (
+        100.0,
+        500.0,
+    ),
     feast: Annotated[bool, Parameter(help="Install and ask Feast, too.")] = True,
     rounds: Rounds = 5,
     seconds: Seconds = 10.0,
@@ -239,7 +242,7 @@ def features_command(
 ) -> int:
     """Joining 250 features from a Valkey, beside Feast's Python SDK on the same Valkey."""
     if smoke:
-        entities, rate, rounds, seconds = entities[:1], min(rate, 100.0), 1, 0.5
+        entities, rate, rounds, seconds = entities[:1], rate[:1], 1, 0.5
 
     async def run(report: Report) -> Rows:
         loop = _loop(report, rounds, min(seconds, 2.0), out)

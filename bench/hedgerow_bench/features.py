@@ -43,7 +43,7 @@ class Plan:
 
     Attributes:
         entities: In one request; each is measured.
-        rate: Requests per second in open loop.
+        rates: Requests per second in open loop; each is measured.
         seconds: Of each open loop.
         loop: Rounds and seconds of the closed loops; directory and cores.
         transport: Of the whole server.
@@ -51,7 +51,7 @@ class Plan:
     """
 
     entities: Sequence[int]
-    rate: float
+    rates: Sequence[float]
     seconds: float
     loop: throughput.Loop
     transport: str
@@ -77,7 +77,9 @@ async def measure(plan: Plan, report: Report) -> Rows:
             except NotReady as error:
                 _leave_out(report, str(error))
         rows = [await _in_turn(readers, entities, plan, report) for entities in plan.entities]
-        rows += [await _open_loop(ours, entities, plan) for entities in plan.entities]
+        rows += [
+            await _open_loop(ours, entities, rate, plan) for entities in plan.entities for rate in plan.rates
+        ]
         # Only now: its processes would share the readers' core.
         await stack.aclose()
         rows += await _whole_server(cache, numbers, plan)
@@ -195,12 +197,12 @@ def _ms(seconds: Sequence[float]) -> float:
     return float(np.median(seconds)) * 1e3
 
 
-async def _open_loop(ours: Reader, entities: int, plan: Plan) -> dict[str, Any]:
-    order = {"entities": entities, "seconds": plan.seconds, "rate": plan.rate, "seed": 1}
+async def _open_loop(ours: Reader, entities: int, rate: float, plan: Plan) -> dict[str, Any]:
+    order = {"entities": entities, "seconds": plan.seconds, "rate": rate, "seed": 1}
     answer = await ours.carry_out(_WITHIN, **order, pacer=list(plan.loop.cores.load))
-    row = open_loop_row(entities, plan.rate, answer)
+    row = open_loop_row(entities, rate, answer)
     tell(
-        f"join, {entities} entities, {plan.rate:,.0f} a second: p50 {row['latency_ms']['p50']:.3f} ms, "
+        f"join, {entities} entities, {rate:,.0f} a second: p50 {row['latency_ms']['p50']:.3f} ms, "
         f"p99 {row['latency_ms']['p99']:.3f} ms"
     )
     return row
@@ -257,6 +259,7 @@ async def _whole_server(cache: str, numbers: np.ndarray[Any, Any], plan: Plan) -
                 ]
                 first: Contender = await checked(each[0], numbers[asked[0], 0])
                 together = replace(first, body=b"".join(one.body for one in each))
-                row = await latency.at_rate(together, plan.rate, plan.seconds, loop.directory, loop.cores)
-                rows.append({"what": "server", "sent": sent, "entities": entities} | row)
+                for rate in plan.rates:
+                    row = await latency.at_rate(together, rate, plan.seconds, loop.directory, loop.cores)
+                    rows.append({"what": "server", "sent": sent, "entities": entities} | row)
     return rows
