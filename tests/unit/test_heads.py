@@ -320,3 +320,17 @@ def test_a_tensor_that_looks_like_fields_is_a_tensor() -> None:
     begin = field(NAME, b"m") + field(ID, b"mine") + field(INPUT, tensor("x0")) + field(INPUT, tensor("x1"))
     seen = [check(known, learned, begin + field(RAW, a) + field(RAW, b)) for a in evil for b in evil]
     assert seen == [False] + [True] * 15
+
+
+def test_the_same_head_before_another_rest_is_parsed() -> None:
+    """Trailing bytes, or another field in a tensor's place: the total length and every tag must agree."""
+    known = Heads()
+    learned: dict[heads.Head, bytes] = {}
+    begin = field(NAME, b"m") + field(INPUT, tensor())
+    tail = field(RAW, b"1" * 8) + field(RAW, b"2" * 8)
+    assert not check(known, learned, begin + tail + field(RAW, b"3" * 9))
+    assert not check(known, learned, begin + tail + field(ID, b"3" * 9))
+    other = field(NAME, b"n") + field(INPUT, tensor()) + field(RAW, b"1" * 8)
+    assert not check(known, learned, begin + field(RAW, b"1" * 8))
+    assert not check(known, learned, other + field(RAW, b"4" * 5))
+    assert not check(known, learned, begin + field(RAW, b"1" * 8) + field(ID, b"4" * 5))
