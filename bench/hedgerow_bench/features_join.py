@@ -43,7 +43,9 @@ from hedgerow_bench.schedule import offsets
 
 _MOMENT = struct.Struct("<d")
 #: Seconds between the order and the first request of an open loop.
-_LEAD = 0.3
+_LEAD = 0.5
+#: Seconds of an open loop that do not count: its first requests at once open connections to the cache.
+_WARM_UP = 1.0
 _QUESTIONS = 512
 
 
@@ -124,7 +126,9 @@ class Bench:
     async def at_rate(self, entities: int, seconds: float, rate: float, seed: int, pacer: list[int]) -> None:
         """Asks when a request is due, whatever is still under way; times count from then."""
         asked = data.questions(entities, _QUESTIONS, seed)
-        due = time.monotonic() + _LEAD + offsets(rate, seconds, "poisson", np.random.default_rng(seed))
+        random = np.random.default_rng(seed)
+        began = time.monotonic() + _LEAD
+        due = began + offsets(rate, _WARM_UP + seconds, "poisson", random)
         with pinned(pacer):
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-I", "-S", str(data.PACER)),
@@ -147,6 +151,9 @@ class Bench:
         # What is still under way ends by itself, at the latest when the request's budget does.
         await asyncio.sleep(2 * self._budget)
         self.wrong += len(due) - len(self.latency)
+        counted = [place for place, at in enumerate(self.scheduled) if at >= began + _WARM_UP]
+        for kept in (self.latency, self.scheduled, self.lag):
+            kept[:] = [kept[place] for place in counted]
 
     async def obey(self, order: dict[str, Any]) -> dict[str, Any]:
         """Carries out one order; its answer."""
