@@ -138,7 +138,8 @@ class Features(Section):
     cache_file: Path | None = None
     #: A request waits so long for its features at most, then it gets what is known.
     budget_ms: float = Field(default=50.0, gt=0, le=60_000, allow_inf_nan=False)
-    #: A call to the cache, and a query of the store, are given up after so long.
+    #: A call to the cache, and a query of the store, are given up after so long. Without a store
+    #: the cache gets all of the budget: nobody else could answer.
     cache_timeout_ms: float = Field(default=20.0, gt=0, le=60_000, allow_inf_nan=False)
     store_timeout_ms: float = Field(default=1000.0, gt=0, le=600_000, allow_inf_nan=False)
     #: Of each worker, at most; so many calls are under way at once.

@@ -265,5 +265,5 @@ class FeatureMachine(RuleBasedStateMachine):
         asyncio.set_event_loop(None)
 
 
-FeatureMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+FeatureMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
 TestFeatureMachine = FeatureMachine.TestCase

@@ -30,7 +30,7 @@ class Features:
 
     Args:
         settings: Section [features].
-        store: None for none: values are then what the cache has.
+        store: None for none: values are then what the cache has, and it may take the whole budget.
         cache: None for none.
         clock: The process's clocks.
         done: Gets the requests that have their inputs, those of one moment together.
@@ -46,7 +46,13 @@ class Features:
         clock: Clock | None = None,
     ) -> None:
         clock = clock or Clock()
+        if store is not None:
+            clock = _by(store, clock)
         budget = settings.budget_ms / 1000
+        cache_timeout = settings.cache_timeout_ms / 1000
+        if store is None:
+            # Nobody else could answer in what is left of the budget.
+            cache_timeout = max(cache_timeout, budget)
         self.views = Views()
         #: Of the dependencies that there are; kept by name.
         self.breakers: dict[str, Breaker] = {}
@@ -84,7 +90,7 @@ class Features:
                 # One connection is the writer's.
                 calls=max(1, settings.cache_connections - 1),
                 max_keys=CACHE_KEYS,
-                timeout=settings.cache_timeout_ms / 1000,
+                timeout=cache_timeout,
                 clock=clock.monotonic,
             ),
             writer=self.writer,
@@ -118,6 +124,11 @@ class Features:
     async def close(self) -> None:
         """Ends reads and connections."""
         await self.joiner.close()
+
+
+def _by(store: Store, clock: Clock) -> Clock:
+    """The process's clocks, the one that servers share set right by the store's."""
+    return Clock(clock.monotonic, lambda: clock.wall() - store.ahead)
 
 
 def _say(breaker: Breaker) -> None:

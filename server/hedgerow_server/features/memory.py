@@ -43,6 +43,7 @@ class MemoryStore(_Faulty):
 
     def __init__(self) -> None:
         super().__init__()
+        self.ahead = 0.0
         self.rows: dict[tuple[str, bytes], Row] = {}
 
     async def read(self, view: View, entities: Sequence[bytes]) -> Mapping[bytes, Row]:

@@ -25,7 +25,14 @@ class Row(NamedTuple):
 
 
 class Store(Protocol):
-    """The features' owner; what it says is true at the moment it is asked."""
+    """The features' owner; what it says is true at the moment it is asked.
+
+    Attributes:
+        ahead: Seconds that this server's wall clock is ahead of the store's, as last compared; 0 for
+            no difference that could be told. All servers tell ages by the store's clock.
+    """
+
+    ahead: float
 
     async def read(self, view: View, entities: Sequence[bytes]) -> Mapping[bytes, Row]:
         """The rows of those entities that it has; may be cancelled at any await.

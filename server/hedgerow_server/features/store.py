@@ -9,10 +9,17 @@ from typing import Any
 import asyncpg
 from hedgerow_protos import feature_schema
 
+from hedgerow_server.features.clock import Clock
+from hedgerow_server.features.freshness import MAX_SKEW
 from hedgerow_server.features.sources import Row, SourceError, ViewRefused
 from hedgerow_server.features.view import View
 
 log = logging.getLogger(__name__)
+
+#: Seconds between looks at the store's clock.
+COMPARE_EVERY = 10.0
+#: Seconds that two clocks may differ and count as the same.
+_SAME = 0.01
 
 
 class PostgresStore:
@@ -28,9 +35,18 @@ class PostgresStore:
         dsn: As libpq and asyncpg read it.
         connections: At most.
         statement_timeout: Seconds after which PostgreSQL itself ends a query.
+        clock: The process's clocks.
+
+    Attributes:
+        ahead: Seconds that this server's wall clock is ahead of the store's.
     """
 
-    def __init__(self, dsn: str, *, connections: int, statement_timeout: float) -> None:
+    def __init__(
+        self, dsn: str, *, connections: int, statement_timeout: float, clock: Clock | None = None
+    ) -> None:
+        self.ahead = 0.0
+        self._clock = clock or Clock()
+        self._compare_at = 0.0
         self._dsn = dsn
         self._connections = connections
         self._statement_timeout = statement_timeout
@@ -56,6 +72,8 @@ class PostgresStore:
             try:
                 if (view.ref, view.fingerprint) not in self._trusted:
                     await self._check(connection, view)
+                if self._clock.monotonic() >= self._compare_at:
+                    await self._compare_clocks(connection)
                 records = await connection.fetch(
                     feature_schema.READ_VALUES, view.spec.name, view.spec.version, entities
                 )
@@ -97,6 +115,7 @@ class PostgresStore:
     async def _greet(self, connection: Any) -> None:
         """Looks at what a new connection leads to."""
         self._trusted.clear()
+        self._compare_at = 0.0
         if self._migrated:
             return
         try:
@@ -109,6 +128,24 @@ class PostgresStore:
         except asyncpg.InsufficientPrivilegeError as error:
             log.warning("the feature store has no tables yet, and this role may not make them: %s", error)
         self._migrated = True
+
+    async def _compare_clocks(self, connection: Any) -> None:
+        """Finds out how far this server's clock is off; an answer that took too long tells nothing."""
+        clock = self._clock
+        sent, began = clock.wall(), clock.monotonic()
+        self._compare_at = began + COMPARE_EVERY
+        theirs: float = await connection.fetchval("SELECT extract(epoch FROM clock_timestamp())::float8")
+        error = (clock.monotonic() - began) / 2
+        ahead = sent + error - theirs
+        if error > MAX_SKEW / 2:
+            return
+        before, self.ahead = self.ahead, ahead if abs(ahead) > error + _SAME else 0.0
+        if abs(self.ahead) > MAX_SKEW >= abs(before):
+            log.warning(
+                "this server's clock is %.1f s %s the feature store's; ages are told by the store's",
+                abs(ahead),
+                "ahead of" if ahead > 0 else "behind",
+            )
 
     async def _check(self, connection: Any, view: View) -> None:
         """Compares the store's definition of a view with this server's."""

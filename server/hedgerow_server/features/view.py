@@ -88,16 +88,15 @@ class View:
     def to_cache(self, known: Known, wall: float, now: float) -> tuple[bytes, int]:
         """A value as the cache holds it, and for how many milliseconds.
 
-        A row is kept as long as it may be served, an absence as long as it saves a question. The
-        cache forgets a little later than that, not all at once; the value's own age decides.
+        A row is kept as long as it may be served, an absence as long as it saves a question: the
+        cache then bounds what it gives by its own clock, whatever those of its readers say.
         """
         shift = wall - now
         value = self.cached.pack(
             round((known.confirmed + shift) * 1e6), round((known.event + shift) * 1e6), known.row
         )
         keep = self.bounds.ttl if known.row is None else self.bounds.stale_ttl
-        left = max(known.confirmed + keep - now, 0.001) * (1 + self._jitter * random.random())  # noqa: S311 - as above
-        return value, max(1, round(left * 1000))
+        return value, max(1, round((known.confirmed + keep - now) * 1000))
 
 
 #: Views that are told apart in metrics; a server that has seen more has had a long life.
