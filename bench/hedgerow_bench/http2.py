@@ -1,17 +1,19 @@
 """The client's side of one gRPC connection over HTTP/2 (RFC 9113), just enough for load: bytes in, bytes out.
 
 A gRPC library spends more on a call than the servers measured here. This one
-sends the same few bytes for every request's headers and looks replies' headers
-up by their bytes. That is exact because it forbids the server a dynamic header
-table (SETTINGS_HEADER_TABLE_SIZE 0): equal bytes mean equal headers.
+sends the same few bytes for every request's headers and reads only the status of
+replies' headers. It forbids the server a dynamic header table
+(SETTINGS_HEADER_TABLE_SIZE 0), so that each block stands for itself.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 import hpack
+
+from hedgerow_bench.header_block import StatusReader
 
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = (
     0,
@@ -28,8 +30,6 @@ _TABLE_SIZE, _ENABLE_PUSH, _MAX_STREAMS, _INITIAL_WINDOW, _MAX_FRAME = 1, 2, 3, 
 _REFUSED_STREAM = 7
 _LARGEST_WINDOW = 2**31 - 1
 _REPLENISH = 2**30
-#: Header blocks that are remembered; servers that put something new into each are decoded each time.
-_KNOWN_BLOCKS = 4096
 _FRAME = struct.Struct(">BHBBI")
 
 OK = "OK"
@@ -63,9 +63,7 @@ class Connection:
         ]
         self._encoder = hpack.Encoder()
         self._steady = b""
-        self._decoder = hpack.Decoder()
-        self._decoder.header_table_size = self._decoder.max_allowed_table_size = 0
-        self._statuses: dict[bytes, str | None] = {}
+        self._reader = StatusReader()
         self._buffer = b""
         self._block = b""
         self._next = 1
@@ -184,12 +182,7 @@ class Connection:
             self._block += payload
             return
         block, self._block = self._block + payload, b""
-        try:
-            status = self._statuses[block]
-        except KeyError:
-            if len(self._statuses) >= _KNOWN_BLOCKS:
-                self._statuses.clear()
-            status = self._statuses[block] = _status(self._decoder.decode(block))
+        status = _status(self._reader.read(block))
         if self._closing.pop(stream, None) is not None:
             self._end(stream, status or "no grpc-status", ended)
 
@@ -236,12 +229,12 @@ def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
     return _FRAME.pack(size >> 16, size & 0xFFFF, kind, flags, stream) + payload
 
 
-def _status(headers: Iterable[tuple[str | bytes, str | bytes]]) -> str | None:
+def _status(fields: Mapping[bytes, bytes]) -> str | None:
     """A block's gRPC status; None for one without, before the body."""
-    values = dict(headers)
-    if values.get(":status", "200") != "200":
-        return f"HTTP {values[':status']!s}"
-    status = values.get("grpc-status")
-    if status is None:
-        return None
-    return OK if status == "0" else f"grpc-status {status!s}"
+    status = fields.get(b"grpc-status")
+    if status == b"0":
+        return OK
+    http = fields.get(b":status", b"200")
+    if http != b"200":
+        return f"HTTP {http.decode('ascii', 'replace')}"
+    return None if status is None else f"grpc-status {status.decode('ascii', 'replace')}"

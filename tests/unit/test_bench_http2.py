@@ -1,9 +1,11 @@
 """The load generator's HTTP/2, against frames written here by the RFC."""
 
+import contextlib
 import struct
 
 import hpack
 import pytest
+from hedgerow_bench.header_block import StatusReader
 from hedgerow_bench.http2 import OK, UNAVAILABLE, UNSEEN, Connection
 from hypothesis import given
 from hypothesis import strategies as st
@@ -159,3 +161,27 @@ def test_pings_are_answered():
     connection = connected()
     connection.receive(frame(PING, 0, 0, b"12345678"))
     assert frames(connection.out) == [(PING, 1, 0, b"12345678")]
+
+
+NAMES = st.sampled_from([":status", "grpc-status", "content-type", "x-request-id", "traceparent", "é"])
+
+
+@given(
+    fields=st.lists(st.tuples(NAMES, st.text(st.characters(codec="latin-1"), max_size=200)), max_size=6),
+    huffman=st.booleans(),
+)
+def test_the_status_is_read_from_a_block_as_a_decoder_reads_it(
+    fields: list[tuple[str, str]], *, huffman: bool
+) -> None:
+    """Whatever else is in the block, and however it is encoded."""
+    encoder = hpack.Encoder()
+    encoder.header_table_size = 0
+    block = encoder.encode([(k.encode(), v.encode()) for k, v in fields], huffman=huffman)
+    wanted = {k: v for k, v in hpack.Decoder().decode(block, raw=True) if k in {b":status", b"grpc-status"}}
+    assert StatusReader().read(block) == wanted
+
+
+@given(block=st.binary(max_size=40))
+def test_a_damaged_block_is_an_error_and_nothing_else(block: bytes) -> None:
+    with contextlib.suppress(ValueError, hpack.HPACKError):
+        StatusReader().read(block)
