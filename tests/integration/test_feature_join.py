@@ -20,7 +20,7 @@ from hedgerow_protos.feature_view import canonical, fingerprint, parse_views
 from hedgerow_protos.hedgerow_control_pb2 import FeatureView
 from server_process import HANG_SECONDS, Serve, ServerProcess, start_server
 
-VIEWS = """
+PLANE = """
 - name: plane
   version: 1
   entity: [{name: tailnum, datatype: BYTES}]
@@ -30,10 +30,26 @@ VIEWS = """
     - {name: year, datatype: FP32, default: 2000}
   ttl: 1h
   stale_ttl: 2h
+"""
+VIEWS = (
+    PLANE
+    + """
 - name: weather
   version: 3
   entity: [{name: airport, datatype: BYTES}, {name: hour, datatype: INT64}]
   fields: [{name: wind, datatype: FP32, default: -1}]
+  ttl: 1h
+  stale_ttl: 2h
+"""
+)
+TEXTS = """
+- name: airline
+  version: 1
+  entity: [{name: code, datatype: BYTES}]
+  fields:
+    - {name: title, datatype: BYTES, default: unknown}
+    - {name: fleet, datatype: FP32, default: 0}
+    - {name: city, datatype: BYTES, default: nowhere}
   ttl: 1h
   stale_ttl: 2h
 """
@@ -54,6 +70,26 @@ BINDING = """
 def serving(views: str = VIEWS, binding: str = BINDING) -> str:
     indented = "".join(f"    {line}\n" for line in views.strip().splitlines())
     return f"features:\n  views:\n{indented}{binding}"
+
+
+TEXTS_BINDING = """
+  inputs:
+    - input: x
+      columns:
+        - {view: airline@1, fields: [city, title]}
+        - request: {name: notes, width: 2}
+"""
+#: Of a model without a batch dimension, [2, 3].
+PAIR_BINDING = """
+  inputs:
+    - input: x
+      columns:
+        - {view: plane@1, fields: [seats, year]}
+        - request: {name: month}
+"""
+LINE_BINDING = """
+  inputs: [{input: x, columns: [{view: plane@1, fields: [year]}]}]
+"""
 
 
 async def fill(dsn: str, view: FeatureView, rows: dict[tuple[object, ...], dict[str, object]]) -> None:
@@ -89,14 +125,27 @@ def dsn(postgres: Postgres) -> str:
         await fill(
             dsn, weather, {("JFK", 7): {"wind": 12.5}, ("LAX", 7): {"wind": 3}, ("a|b", -1): {"wind": 9}}
         )
+        (airline,) = map(canonical, parse_views(TEXTS, source="views"))
+        await fill(
+            dsn,
+            airline,
+            {
+                ("UA",): {"title": "United", "fleet": 900, "city": "Chicago"},
+                ("a|b\\\n\0",): {"title": "", "fleet": 1, "city": "Zürich"},
+            },
+        )
 
     asyncio.run(fill_both())
     return dsn
 
 
 def bound_model(directory: Path, text: str) -> Path:
-    model = zoo.identity(directory / "model.onnx", "FP32", ("batch", 5))
-    (directory / "serving.yaml").write_text(text)
+    return bound(zoo.identity(directory / "model.onnx", "FP32", ("batch", 5)), text)
+
+
+def bound(model: Path, text: str) -> Path:
+    """Puts serving.yaml beside a model."""
+    model.with_name("serving.yaml").write_text(text)
     return model
 
 
@@ -104,9 +153,23 @@ def bound_model(directory: Path, text: str) -> Path:
 def running(
     server: Serve, transport: str, dsn: str, valkey: Valkey, tmp_path_factory: pytest.TempPathFactory
 ) -> ServerProcess:
-    model = bound_model(tmp_path_factory.mktemp("bound"), serving())
+    here = tmp_path_factory.mktemp("bound")
+    line = zoo.identity(here / "line" / "model.onnx", "FP32", ("batch",))
+    later = zoo.identity(here / "later" / "model.onnx", "FP32", ("batch",))
     return server(
-        {"delay": model},
+        {
+            "delay": bound_model(here, serving()),
+            "texts": bound(
+                zoo.identity(here / "texts" / "model.onnx", "BYTES", ("batch", 4)),
+                serving(TEXTS, TEXTS_BINDING),
+            ),
+            "pair": bound(zoo.no_batch(here / "pair" / "model.onnx"), serving(PLANE, PAIR_BINDING)),
+            "line": bound(line, serving(PLANE, LINE_BINDING)),
+            "later": bound(
+                later,
+                serving(PLANE.replace("version: 1", "version: 2"), LINE_BINDING.replace("@1", "@2")),
+            ),
+        },
         transport=transport,
         features__store=dsn,
         features__cache=valkey.url,
@@ -214,6 +277,12 @@ def test_metadata_lists_what_callers_send(client):
         ({"hour": np.array(["7"], object)}, "takes INT64"),
         ({"tailnum": np.array(["N1", "N2"], object)}, "rows"),
         ({"tailnum": np.array([], object)}, "no rows"),
+        ({"origin": np.array([""], object)}, "airport is empty"),
+        ({"origin": np.array(["|" * 300], object)}, "an id of 602 bytes"),
+        ({"tailnum": np.array([b"\xff\xfe"], object)}, "not UTF-8"),
+        ({"tailnum": np.array([True])}, "takes BYTES"),
+        ({"hour": np.array([7.0])}, "takes INT64"),
+        ({"hour": np.array([7], np.int32)}, "takes INT64"),
         ({"tailnum": np.array([["N1", "N2"]], object)}, "shape"),
         ({"extra": np.array([1], np.float32)}, "not an input of the model 'extra'"),
         ({name: np.array(["A"] * 51, object) for name in ("tailnum", "origin", "dest")}
@@ -284,3 +353,57 @@ async def test_predict_on_asyncio(running):
 def test_predict_refuses_what_cannot_be_rows(client, rows, told):
     with pytest.raises(hedgerow.InvalidRequest, match=told):
         client.predict("delay", rows)
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected", "freshness"),
+    [
+        (["UA"], [["Chicago", "United", "a", "b"]], "fresh"),
+        (
+            ["a|b\\\n\0", "ZZ", "UA"],
+            [["Zürich", "", "a", "b"], ["nowhere", "unknown", "a", "b"], ["Chicago", "United", "a", "b"]],
+            "default",
+        ),
+    ],
+    ids=["one", "several"],
+)
+def test_an_input_of_text_is_laid_out_from_fields_of_text(client, codes, expected, freshness):
+    notes = np.array([["a", "b"]] * len(codes), object)
+    result = client.infer("texts", {"code": np.array(codes, object), "notes": notes})
+    assert [[text.decode() for text in row] for row in result["y"]] == expected
+    assert result.features == freshness
+
+
+def test_a_model_without_a_batch_dimension_takes_as_many_ids_as_it_has_rows(client):
+    ids = np.array(["N1", "N404"], object)
+    result = client.infer("pair", {"tailnum": ids, "month": np.array([6, 7], np.float32)})
+    np.testing.assert_array_equal(result["y"], [[56, 2000, 7], [151, 2001, 8]])
+    with pytest.raises(hedgerow.InvalidRequest, match=r"takes \[2, 1\]"):
+        client.infer("pair", {"tailnum": ids[:1], "month": np.array([6], np.float32)})
+    told = {tensor.name: tensor.shape for tensor in client.metadata("pair").inputs}
+    assert told == {"tailnum": (2, 1), "month": (2, 1)}
+
+
+def test_an_input_without_columns_takes_one_field(client):
+    result = client.infer("line", {"tailnum": np.array(["N404", "N1", "N1"], object)})
+    np.testing.assert_array_equal(result["y"], [2000, 1999, 1999])
+
+
+def test_a_view_version_that_the_store_does_not_have_is_its_default_and_no_outage(client, running):
+    for _ in range(10):
+        result = client.infer("later", {"tailnum": np.array(["N1"], object)})
+        np.testing.assert_array_equal(result["y"], [2000])
+        assert result.features == "default"
+    with urllib.request.urlopen(f"http://{running.http}/health/dependencies") as reply:
+        assert b'"feature_store":{"state":"closed"' in reply.read()
+    np.testing.assert_array_equal(ask(client)["y"], [[55, 1999, 6, 12.5, 3]])
+
+
+def test_ids_of_any_bytes_name_no_other_entity(client):
+    """Separators and escapes; none of them meets N1 or the row of a|b."""
+    for odd in ("N1|", "|N1", "N1\\", "N1\n", "N1\0", "n1", " N1"):
+        result = ask(client, tailnum=np.array([odd], object))
+        np.testing.assert_array_equal(result["y"], [[150, 2000, 6, 12.5, 3]])
+    for odd, wind in (("a|b", 9), ("a\\|b", -1), ("a", -1), ("a|b|-1", -1), ("a|b\\", -1)):
+        result = ask(client, origin=np.array([odd], object), hour=np.array([-1]))
+        np.testing.assert_array_equal(result["y"], [[55, 1999, 6, wind, -1]])

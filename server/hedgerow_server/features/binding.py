@@ -103,15 +103,18 @@ class Binding:
         tensors = caller_tensors(features, shapes)
         bound = {entry.input: entry for entry in features.inputs}
         unbound = [spec for spec in signature.inputs if spec.name not in bound]
+        # Of a model without a batch dimension.
+        rows = max((spec.shape[0] for spec in signature.inputs if spec.name in bound), default=-1)
+        self._fixed_rows = max(rows, 0)
         self.marks = frozenset(tensor.name for tensor in tensors)
         self.callers: tuple[TensorSpec, ...] = (
-            *(TensorSpec(tensor.name, DATATYPES[tensor.datatype], (-1, tensor.width)) for tensor in tensors),
+            *(
+                TensorSpec(tensor.name, DATATYPES[tensor.datatype], (rows, tensor.width))
+                for tensor in tensors
+            ),
             *unbound,
         )
         self._columns = len(tensors)
-        # Of a model without a batch dimension.
-        self._fixed_rows = max((spec.shape[0] for spec in signature.inputs if spec.name in bound), default=0)
-        self._fixed_rows = max(self._fixed_rows, 0)
         self._at = {spec.name: position for position, spec in enumerate(self.callers)}
         self._views = {view_ref(view): find_view(view) for view in features.views}
         self._ids = frozenset(self._at[tensor.name] for tensor in tensors if tensor.entity)
