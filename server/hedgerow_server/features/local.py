@@ -38,15 +38,13 @@ class LocalValues:
 
     def put(self, key: bytes, known: Known) -> None:
         """Remembers a value in place of the one before."""
-        before = self._values.pop(key, None)
+        values = self._values
+        before = values.get(key)
+        values[key] = known
+        self.bytes += OVERHEAD + len(known.row or b"")
         if before is not None:
-            self.bytes -= _size(before)
-        self._values[key] = known
-        self.bytes += _size(known)
+            values.move_to_end(key)
+            self.bytes -= OVERHEAD + len(before.row or b"")
         while self.bytes > self._max_bytes:
             _, oldest = self._values.popitem(last=False)
-            self.bytes -= _size(oldest)
-
-
-def _size(known: Known) -> int:
-    return OVERHEAD + (0 if known.row is None else len(known.row))
+            self.bytes -= OVERHEAD + len(oldest.row or b"")

@@ -81,7 +81,8 @@ class View:
 
     def _known(self, row: bytes | None, event_us: int, confirmed: float, wall: float, now: float) -> Known:
         # An event in the future is as new as can be.
-        event = now - max(wall - event_us * 1e-6, 0.0)
+        event_age = wall - event_us * 1e-6
+        event = now - event_age if event_age > 0 else now
         early = self.bounds.ttl * self._jitter * random.random()  # noqa: S311 - spreads load, guards nothing
         return Known(row, confirmed, event, now, confirmed + self.bounds.ttl - early)
 
