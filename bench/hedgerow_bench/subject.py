@@ -41,7 +41,7 @@ class Subject:
 
 #: The request log is written here where it exists: what a disk does with 4 MB/s of log is the disk's,
 #: and its kernel threads share the one core of the server.
-_MEMORY = Path("/dev/shm")  # noqa: S108 - in a directory of its own, with a name of its own
+_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - in a directory of its own there
 
 
 @asynccontextmanager
@@ -70,7 +70,7 @@ async def own_server(
     inputs = directory / "inputs.npz"
     write_questions(inputs, {"1": MLP_SEED})
     log = directory / "server.log"
-    requests = Path(tempfile.mkdtemp(prefix="hedgerow-bench-", dir=_MEMORY if _MEMORY.is_dir() else None))
+    requests = Path(tempfile.mkdtemp(prefix="hedgerow-bench-", dir=_MEMORY))
     pids: list[int] = []
 
     def ready() -> Subject | None:
