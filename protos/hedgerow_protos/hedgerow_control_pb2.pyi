@@ -28,6 +28,19 @@ class NanChoice(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     NAN_CHOICE_UNSPECIFIED: _ClassVar[NanChoice]
     NAN_CHOICE_ALLOW: _ClassVar[NanChoice]
     NAN_CHOICE_REJECT: _ClassVar[NanChoice]
+
+class HedgeMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    HEDGE_MODE_UNSPECIFIED: _ClassVar[HedgeMode]
+    HEDGE_MODE_FIXED: _ClassVar[HedgeMode]
+    HEDGE_MODE_ADAPTIVE: _ClassVar[HedgeMode]
+    HEDGE_MODE_DISABLED: _ClassVar[HedgeMode]
+
+class BackupVersions(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    BACKUP_VERSIONS_UNSPECIFIED: _ClassVar[BackupVersions]
+    BACKUP_VERSIONS_ANY: _ClassVar[BackupVersions]
+    BACKUP_VERSIONS_SAME: _ClassVar[BackupVersions]
 VERSION_STATE_UNSPECIFIED: VersionState
 VERSION_STATE_LOADING: VersionState
 VERSION_STATE_READY: VersionState
@@ -41,6 +54,13 @@ MODEL_GEAR_PACKED: ModelGear
 NAN_CHOICE_UNSPECIFIED: NanChoice
 NAN_CHOICE_ALLOW: NanChoice
 NAN_CHOICE_REJECT: NanChoice
+HEDGE_MODE_UNSPECIFIED: HedgeMode
+HEDGE_MODE_FIXED: HedgeMode
+HEDGE_MODE_ADAPTIVE: HedgeMode
+HEDGE_MODE_DISABLED: HedgeMode
+BACKUP_VERSIONS_UNSPECIFIED: BackupVersions
+BACKUP_VERSIONS_ANY: BackupVersions
+BACKUP_VERSIONS_SAME: BackupVersions
 
 class SubscribeRequest(_message.Message):
     __slots__ = ("hello", "ack", "nack", "report", "stats")
@@ -200,18 +220,22 @@ class Route(_message.Message):
     def __init__(self, variant: _Optional[str] = ..., version: _Optional[str] = ..., weight: _Optional[int] = ...) -> None: ...
 
 class ServingSpec(_message.Message):
-    __slots__ = ("batching", "nan", "warmup", "session", "features")
+    __slots__ = ("batching", "nan", "warmup", "session", "features", "hedging", "fallback")
     BATCHING_FIELD_NUMBER: _ClassVar[int]
     NAN_FIELD_NUMBER: _ClassVar[int]
     WARMUP_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
+    HEDGING_FIELD_NUMBER: _ClassVar[int]
+    FALLBACK_FIELD_NUMBER: _ClassVar[int]
     batching: Batching
     nan: NanPolicy
     warmup: Warmup
     session: Session
     features: Features
-    def __init__(self, batching: _Optional[_Union[Batching, _Mapping]] = ..., nan: _Optional[_Union[NanPolicy, _Mapping]] = ..., warmup: _Optional[_Union[Warmup, _Mapping]] = ..., session: _Optional[_Union[Session, _Mapping]] = ..., features: _Optional[_Union[Features, _Mapping]] = ...) -> None: ...
+    hedging: Hedging
+    fallback: Fallback
+    def __init__(self, batching: _Optional[_Union[Batching, _Mapping]] = ..., nan: _Optional[_Union[NanPolicy, _Mapping]] = ..., warmup: _Optional[_Union[Warmup, _Mapping]] = ..., session: _Optional[_Union[Session, _Mapping]] = ..., features: _Optional[_Union[Features, _Mapping]] = ..., hedging: _Optional[_Union[Hedging, _Mapping]] = ..., fallback: _Optional[_Union[Fallback, _Mapping]] = ...) -> None: ...
 
 class Batching(_message.Message):
     __slots__ = ("max_batch_size", "max_queue_delay_microseconds", "preferred_batch_size")
@@ -352,6 +376,39 @@ class RequestColumn(_message.Message):
     datatype: str
     width: int
     def __init__(self, name: _Optional[str] = ..., datatype: _Optional[str] = ..., width: _Optional[int] = ...) -> None: ...
+
+class Hedging(_message.Message):
+    __slots__ = ("mode", "after_ms", "versions")
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_MS_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    mode: HedgeMode
+    after_ms: float
+    versions: BackupVersions
+    def __init__(self, mode: _Optional[_Union[HedgeMode, str]] = ..., after_ms: _Optional[float] = ..., versions: _Optional[_Union[BackupVersions, str]] = ...) -> None: ...
+
+class Fallback(_message.Message):
+    __slots__ = ("rules",)
+    RULES_FIELD_NUMBER: _ClassVar[int]
+    rules: _containers.RepeatedCompositeFieldContainer[FallbackRule]
+    def __init__(self, rules: _Optional[_Iterable[_Union[FallbackRule, _Mapping]]] = ...) -> None: ...
+
+class FallbackRule(_message.Message):
+    __slots__ = ("name", "when", "outputs")
+    class OutputsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    WHEN_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    when: str
+    outputs: _containers.ScalarMap[str, str]
+    def __init__(self, name: _Optional[str] = ..., when: _Optional[str] = ..., outputs: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class FetchFileRequest(_message.Message):
     __slots__ = ("digest", "path")
