@@ -23,7 +23,7 @@ from hedgerow_server.features.clock import Clock
 from hedgerow_server.features.sources import SourceError, ViewRefused
 from hedgerow_server.features.store import PostgresStore
 from hedgerow_server.features.view import View
-from hedgerow_server.resilience.breaker import State
+from hedgerow_protos.breaker import State
 
 VIEW = feature_reads.view(ttl=60, stale_ttl=3600)
 ROWS = 100

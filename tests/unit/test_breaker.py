@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hedgerow_server.resilience.breaker import Breaker, Policy, State
+from hedgerow_protos.breaker import Breaker, Policy, State
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule

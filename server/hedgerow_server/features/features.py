@@ -15,7 +15,7 @@ from hedgerow_server.features.reader import FeatureReader
 from hedgerow_server.features.sources import Cache, Store
 from hedgerow_server.features.view import Views
 from hedgerow_server.features.writer import CacheWriter
-from hedgerow_server.resilience.breaker import Breaker, Policy, State
+from hedgerow_protos.breaker import Breaker, Policy, State
 from hedgerow_server.settings import Features as Settings
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hedgerow_server.features.counts import LaneCounts
 from hedgerow_server.features.sources import SourceError, ViewRefused
-from hedgerow_server.resilience.breaker import Breaker, State, Token
+from hedgerow_protos.breaker import Breaker, State, Token
 
 if TYPE_CHECKING:
     from hedgerow_server.features.reader import Flight

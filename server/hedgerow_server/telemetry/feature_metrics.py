@@ -9,7 +9,7 @@ from prometheus_client.core import HistogramMetricFamily, Metric
 
 from hedgerow_server.features.counts import AGE_BOUNDS, LaneCounts, ViewCounts
 from hedgerow_server.features.freshness import Freshness
-from hedgerow_server.resilience.breaker import Breaker
+from hedgerow_protos.breaker import Breaker
 from hedgerow_server.telemetry.families import counter, cumulative, gauge
 
 
