@@ -60,8 +60,7 @@ class Budget:
 
     def deposit(self, requests: int = 1) -> None:
         """So many requests have come."""
-        tokens = self.tokens + self.share * requests
-        self.tokens = tokens if tokens < self.burst else self.burst
+        self.tokens = min(self.burst, self.tokens + self.share * requests)
 
     def withdraw(self) -> bool:
         """Takes the token for one attempt; False: there is none, do not make it."""
@@ -246,7 +245,7 @@ def read_pushback(value: str | bytes | None) -> float | None:
     """Seconds that a server asks to be left alone for, from its `grpc-retry-pushback-ms`.
 
     Returns:
-        None if it said nothing; infinity if it said never, or what is no number (gRFC A6 has them mean the same).
+        None if it said nothing; infinity if it said never, or what is no number (the same to gRFC A6).
     """
     if value is None:
         return None
@@ -259,7 +258,7 @@ def read_pushback(value: str | bytes | None) -> float | None:
 
 
 def read_previous_attempts(value: str | bytes) -> int:
-    """The number in `grpc-previous-rpc-attempts`; what is no number counts as one: somebody meant something."""
+    """The number in `grpc-previous-rpc-attempts`; what is no number was meant as one, and counts as 1."""
     try:
         return max(0, int(value))
     except ValueError:

@@ -16,6 +16,7 @@ import redis
 from feature_reads import DEFAULT, Server
 from feature_store import Postgres, Valkey
 from hedgerow_protos import feature_schema
+from hedgerow_protos.breaker import State
 from hedgerow_protos.feature_view import fingerprint
 from hedgerow_protos.hedgerow_control_pb2 import FeatureView
 from hedgerow_server.features.cache import RedisCache
@@ -23,7 +24,6 @@ from hedgerow_server.features.clock import Clock
 from hedgerow_server.features.sources import SourceError, ViewRefused
 from hedgerow_server.features.store import PostgresStore
 from hedgerow_server.features.view import View
-from hedgerow_protos.breaker import State
 
 VIEW = feature_reads.view(ttl=60, stale_ttl=3600)
 ROWS = 100

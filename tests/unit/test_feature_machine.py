@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import feature_reads
 import looptime
 from feature_reads import DEFAULT, Request, Server
+from hedgerow_protos.breaker import State
 from hedgerow_server.features.clock import Clock
 from hedgerow_server.features.memory import Fault, MemoryCache, MemoryStore
 from hedgerow_server.features.sources import Row
-from hedgerow_protos.breaker import State
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from hedgerow_protos.breaker import Breaker, Policy, State
+
 from hedgerow_server.features.clock import Clock
 from hedgerow_server.features.counts import LaneCounts
 from hedgerow_server.features.join import Joined, Joiner
@@ -15,7 +17,6 @@ from hedgerow_server.features.reader import FeatureReader
 from hedgerow_server.features.sources import Cache, Store
 from hedgerow_server.features.view import Views
 from hedgerow_server.features.writer import CacheWriter
-from hedgerow_protos.breaker import Breaker, Policy, State
 from hedgerow_server.settings import Features as Settings
 
 log = logging.getLogger(__name__)

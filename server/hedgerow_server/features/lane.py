@@ -9,9 +9,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from hedgerow_protos.breaker import Breaker, State, Token
+
 from hedgerow_server.features.counts import LaneCounts
 from hedgerow_server.features.sources import SourceError, ViewRefused
-from hedgerow_protos.breaker import Breaker, State, Token
 
 if TYPE_CHECKING:
     from hedgerow_server.features.reader import Flight

@@ -7,11 +7,12 @@ import logging
 from collections import deque
 from collections.abc import Sequence
 
+from hedgerow_protos.breaker import Breaker
+
 from hedgerow_server.features.clock import Clock
 from hedgerow_server.features.freshness import Known
 from hedgerow_server.features.sources import Cache, SourceError
 from hedgerow_server.features.view import View
-from hedgerow_protos.breaker import Breaker
 
 log = logging.getLogger(__name__)
 

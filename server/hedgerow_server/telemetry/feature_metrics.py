@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import msgspec
+from hedgerow_protos.breaker import Breaker
 from prometheus_client.core import HistogramMetricFamily, Metric
 
 from hedgerow_server.features.counts import AGE_BOUNDS, LaneCounts, ViewCounts
 from hedgerow_server.features.freshness import Freshness
-from hedgerow_protos.breaker import Breaker
 from hedgerow_server.telemetry.families import counter, cumulative, gauge
 
 
