@@ -141,18 +141,34 @@ class Stats(_message.Message):
     def __init__(self, versions: _Optional[_Iterable[_Union[VersionStats, _Mapping]]] = ...) -> None: ...
 
 class VersionStats(_message.Message):
-    __slots__ = ("model", "model_version", "succeeded", "failed", "latency_buckets")
+    __slots__ = ("model", "model_version", "succeeded", "failed", "latency_buckets", "variants")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     SUCCEEDED_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     LATENCY_BUCKETS_FIELD_NUMBER: _ClassVar[int]
+    VARIANTS_FIELD_NUMBER: _ClassVar[int]
     model: str
     model_version: str
     succeeded: int
     failed: int
     latency_buckets: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, model: _Optional[str] = ..., model_version: _Optional[str] = ..., succeeded: _Optional[int] = ..., failed: _Optional[int] = ..., latency_buckets: _Optional[_Iterable[int]] = ...) -> None: ...
+    variants: _containers.RepeatedCompositeFieldContainer[VariantStats]
+    def __init__(self, model: _Optional[str] = ..., model_version: _Optional[str] = ..., succeeded: _Optional[int] = ..., failed: _Optional[int] = ..., latency_buckets: _Optional[_Iterable[int]] = ..., variants: _Optional[_Iterable[_Union[VariantStats, _Mapping]]] = ...) -> None: ...
+
+class VariantStats(_message.Message):
+    __slots__ = ("variant", "requests", "predictions", "cost_units", "saved_units")
+    VARIANT_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
+    COST_UNITS_FIELD_NUMBER: _ClassVar[int]
+    SAVED_UNITS_FIELD_NUMBER: _ClassVar[int]
+    variant: str
+    requests: int
+    predictions: int
+    cost_units: float
+    saved_units: float
+    def __init__(self, variant: _Optional[str] = ..., requests: _Optional[int] = ..., predictions: _Optional[int] = ..., cost_units: _Optional[float] = ..., saved_units: _Optional[float] = ...) -> None: ...
 
 class Snapshot(_message.Message):
     __slots__ = ("version", "nonce", "models")
@@ -220,7 +236,7 @@ class Route(_message.Message):
     def __init__(self, variant: _Optional[str] = ..., version: _Optional[str] = ..., weight: _Optional[int] = ...) -> None: ...
 
 class ServingSpec(_message.Message):
-    __slots__ = ("batching", "nan", "warmup", "session", "features", "hedging", "fallback")
+    __slots__ = ("batching", "nan", "warmup", "session", "features", "hedging", "fallback", "overload")
     BATCHING_FIELD_NUMBER: _ClassVar[int]
     NAN_FIELD_NUMBER: _ClassVar[int]
     WARMUP_FIELD_NUMBER: _ClassVar[int]
@@ -228,6 +244,7 @@ class ServingSpec(_message.Message):
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     HEDGING_FIELD_NUMBER: _ClassVar[int]
     FALLBACK_FIELD_NUMBER: _ClassVar[int]
+    OVERLOAD_FIELD_NUMBER: _ClassVar[int]
     batching: Batching
     nan: NanPolicy
     warmup: Warmup
@@ -235,7 +252,14 @@ class ServingSpec(_message.Message):
     features: Features
     hedging: Hedging
     fallback: Fallback
-    def __init__(self, batching: _Optional[_Union[Batching, _Mapping]] = ..., nan: _Optional[_Union[NanPolicy, _Mapping]] = ..., warmup: _Optional[_Union[Warmup, _Mapping]] = ..., session: _Optional[_Union[Session, _Mapping]] = ..., features: _Optional[_Union[Features, _Mapping]] = ..., hedging: _Optional[_Union[Hedging, _Mapping]] = ..., fallback: _Optional[_Union[Fallback, _Mapping]] = ...) -> None: ...
+    overload: Overload
+    def __init__(self, batching: _Optional[_Union[Batching, _Mapping]] = ..., nan: _Optional[_Union[NanPolicy, _Mapping]] = ..., warmup: _Optional[_Union[Warmup, _Mapping]] = ..., session: _Optional[_Union[Session, _Mapping]] = ..., features: _Optional[_Union[Features, _Mapping]] = ..., hedging: _Optional[_Union[Hedging, _Mapping]] = ..., fallback: _Optional[_Union[Fallback, _Mapping]] = ..., overload: _Optional[_Union[Overload, _Mapping]] = ...) -> None: ...
+
+class Overload(_message.Message):
+    __slots__ = ("economy_under_pressure",)
+    ECONOMY_UNDER_PRESSURE_FIELD_NUMBER: _ClassVar[int]
+    economy_under_pressure: bool
+    def __init__(self, economy_under_pressure: _Optional[bool] = ...) -> None: ...
 
 class Batching(_message.Message):
     __slots__ = ("max_batch_size", "max_queue_delay_microseconds", "preferred_batch_size")
@@ -455,14 +479,38 @@ class RegistryStatus(_message.Message):
     def __init__(self, uri: _Optional[str] = ..., reachable: _Optional[bool] = ..., age_seconds: _Optional[float] = ..., error: _Optional[str] = ..., calls: _Optional[int] = ...) -> None: ...
 
 class ModelStatus(_message.Message):
-    __slots__ = ("name", "routes", "versions")
+    __slots__ = ("name", "routes", "versions", "variants")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ROUTES_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    VARIANTS_FIELD_NUMBER: _ClassVar[int]
     name: str
     routes: _containers.RepeatedCompositeFieldContainer[Route]
     versions: _containers.RepeatedCompositeFieldContainer[ModelVersionStatus]
-    def __init__(self, name: _Optional[str] = ..., routes: _Optional[_Iterable[_Union[Route, _Mapping]]] = ..., versions: _Optional[_Iterable[_Union[ModelVersionStatus, _Mapping]]] = ...) -> None: ...
+    variants: _containers.RepeatedCompositeFieldContainer[VariantStatus]
+    def __init__(self, name: _Optional[str] = ..., routes: _Optional[_Iterable[_Union[Route, _Mapping]]] = ..., versions: _Optional[_Iterable[_Union[ModelVersionStatus, _Mapping]]] = ..., variants: _Optional[_Iterable[_Union[VariantStatus, _Mapping]]] = ...) -> None: ...
+
+class VariantStatus(_message.Message):
+    __slots__ = ("variant", "version", "weight", "served_share", "cost_per_1k", "requests", "predictions", "cost_units", "saved_units")
+    VARIANT_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    SERVED_SHARE_FIELD_NUMBER: _ClassVar[int]
+    COST_PER_1K_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
+    COST_UNITS_FIELD_NUMBER: _ClassVar[int]
+    SAVED_UNITS_FIELD_NUMBER: _ClassVar[int]
+    variant: str
+    version: str
+    weight: int
+    served_share: float
+    cost_per_1k: float
+    requests: int
+    predictions: int
+    cost_units: float
+    saved_units: float
+    def __init__(self, variant: _Optional[str] = ..., version: _Optional[str] = ..., weight: _Optional[int] = ..., served_share: _Optional[float] = ..., cost_per_1k: _Optional[float] = ..., requests: _Optional[int] = ..., predictions: _Optional[int] = ..., cost_units: _Optional[float] = ..., saved_units: _Optional[float] = ...) -> None: ...
 
 class ModelVersionStatus(_message.Message):
     __slots__ = ("version", "stage", "reason", "nodes_ready", "succeeded", "failed", "p50_ms", "p95_ms", "p99_ms", "nodes_answering", "nodes_packed")
