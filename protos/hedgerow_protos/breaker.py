@@ -125,6 +125,8 @@ class Breaker:
         self.trips = 0
         #: Calls that it refused.
         self.refused = 0
+        #: A call failed not long ago, so `tally` wants to hear of good ones as well.
+        self.is_wary = False
         self._clock = clock
         self._on_change = on_change
         self._changed = clock()
@@ -168,6 +170,27 @@ class Breaker:
             self._outstanding.append(token)
         return token
 
+    def tally(self, calls: int = 0, failed: int = 0, reason: str = "") -> None:
+        """Counts calls that needed no leave since the breaker was closed when they began.
+
+        For those who make so many that a token for each would cost too much: they tell failures always, and
+        good calls while the breaker `is_wary`. A share of failures then counts none of the good calls
+        before the first of them.
+
+        Args:
+            calls: That ended, the failed ones included.
+            failed: Of them.
+            reason: Of the last failure.
+        """
+        if self.state is not State.CLOSED:
+            return
+        now = self._clock()
+        self._record(now, calls=calls, failed=failed, slow=0, why=reason)
+        if failed:
+            self.is_wary = self.state is State.CLOSED
+        elif not any(part.failed for part in self._recent(now)):
+            self.is_wary = False
+
     def _end(self, token: Token, era: int, *, failed: bool, duration: float | None, reason: str) -> None:
         if token.ended:
             return
@@ -209,7 +232,11 @@ class Breaker:
                 self._record(now, calls=True, failed=False, slow=True, why="")
                 # If that opened the breaker, `outstanding` is empty now.
 
-    def _record(self, now: float, *, calls: bool, failed: bool, slow: bool, why: str) -> None:
+    def _recent(self, now: float) -> list[_Slice]:
+        number = int(now * _SLICES / self.policy.window)
+        return [part for part in self._slices if part.number > number - _SLICES]
+
+    def _record(self, now: float, *, calls: int, failed: int, slow: int, why: str) -> None:
         policy = self.policy
         number = int(now * _SLICES / policy.window)
         current = self._slices[number % _SLICES]
@@ -220,7 +247,7 @@ class Breaker:
         current.slow += slow
         if not (failed or slow):
             return
-        recent = [part for part in self._slices if part.number > number - _SLICES]
+        recent = self._recent(now)
         total = sum(part.calls for part in recent)
         if total < policy.minimum:
             return

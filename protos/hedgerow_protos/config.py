@@ -42,6 +42,8 @@ SECTIONS: Mapping[str, str] = {
     "engine": "hedgerow-server",
     "deadline": "hedgerow-server",
     "features": "hedgerow-server",
+    "hedge": "hedgerow-server",
+    "fault": "hedgerow-server",
     "log": "hedgerow-server",
     "models": "hedgerow-server",
     "control": "hedgerow-control",

@@ -1,8 +1,9 @@
 """The request path, from a transport's batch of calls to their answers.
 
     answer ── parse ─ admit ─ choose ─ read tensors ─┐
-                               └─ join features ─────┼─ engine: batch, run
-    finish ── write tensors ─ respond ─ log ─────────┘
+                               └─ join features ─────┼─ engine: batch, run ┄┄▶ hedger: a backup as well,
+    finish ── write tensors ─ respond ─ log ─────────┘                         once it has taken too long
+                 └─ what failed: a backup region ─ else the version's rules ─ else a status
 
 Everything here is plain functions on the event loop's thread. A transport hands
 over what has arrived, all at once; a model that is faster than a change of
@@ -19,6 +20,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import cast
 
+from hedgerow_protos.breaker import State
+from hedgerow_protos.hedging import LOAD, REGION, write_load
 from hedgerow_protos.open_inference_pb2 import ModelInferRequest
 
 from hedgerow_server.call import Call, read_trace
@@ -29,9 +32,11 @@ from hedgerow_server.engine.statistics import VersionStatistics
 from hedgerow_server.engine.work import Ran, Work
 from hedgerow_server.errors import (
     DeadlineExceeded,
+    Draining,
     Internal,
     Overloaded,
     ServingError,
+    TooLarge,
     Unavailable,
     defect,
 )
@@ -39,6 +44,8 @@ from hedgerow_server.features.binding import Binding
 from hedgerow_server.features.features import Features
 from hedgerow_server.features.join import Joined
 from hedgerow_server.gate.deadlines import Deadlines
+from hedgerow_server.resilience.fault import FaultInjection
+from hedgerow_server.resilience.hedger import Hedger
 from hedgerow_server.routing.table import Choice, RouteTable
 from hedgerow_server.rpc.codec import BoundCodec, TensorCodec
 from hedgerow_server.rpc.heads import Heads
@@ -59,6 +66,9 @@ MAX_HELD_BYTES = 1 << 30
 #: model may have thousands of inputs to enumerate.
 _LONGEST_MESSAGE = 1000
 
+#: A run stopped at its deadline after so many times what it should have taken speaks against the version.
+TIMED_OUT = 10.0
+
 # StatusCode's own properties cost more than the rest of a call's end.
 _OK = 0
 _CANCELLED = (1, "CANCELLED")
@@ -74,6 +84,7 @@ class Answerer:
         requests: gets a line for each call.
         deadlines: the time that calls get.
         max_message_bytes: larger requests are refused.
+        region: where this server is; other regions' attempts are told.
         clock: seconds, monotonic; the clock of the deadlines.
         nanoseconds: the clock of the measurements.
     """
@@ -85,6 +96,7 @@ class Answerer:
         *,
         deadlines: Deadlines,
         max_message_bytes: int,
+        region: str = "local",
         clock: Callable[[], float] = time.monotonic,
         nanoseconds: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
@@ -95,7 +107,14 @@ class Answerer:
         self._clock = clock
         self._nanoseconds = nanoseconds
         self._codecs: dict[Choice, TensorCodec] = {}
+        self._region = region
         self._features: Features | None = None
+        self._hedger: Hedger | None = None
+        self._fault: FaultInjection | None = None
+        # Calls that fault injection holds up.
+        self._delayed: dict[Call, asyncio.TimerHandle] = {}
+        # Of the calls that have just arrived: attempts of those who have counted them already.
+        self._tried_before = 0
         # Calls that wait for features, in the order they came.
         self._joining: dict[Call, None] = {}
         self._heads = Heads()
@@ -114,6 +133,15 @@ class Answerer:
         """Fills bound inputs by `features`, whose `done` is `joined`."""
         self._features = features
 
+    def hedge_with(self, hedger: Hedger) -> None:
+        """Tries slow and failed requests elsewhere."""
+        self._hedger = hedger
+        hedger.start(self._won_elsewhere, self._fail)
+
+    def harm_with(self, fault: FaultInjection) -> None:
+        """Delays and fails requests on purpose."""
+        self._fault = fault
+
     def use(self, table: RouteTable) -> None:
         """Routes every call that arrives from now on by `table`."""
         codecs: dict[Choice, TensorCodec] = {}
@@ -122,6 +150,8 @@ class Answerer:
                 codecs[choice] = self._codec(choice)
         self._codecs = codecs
         self.table = table
+        if self._hedger is not None:
+            self._hedger.follow({choice.model for choice in codecs})
 
     def _codec(self, choice: Choice) -> TensorCodec:
         model, said = choice.model, _said_of(choice)
@@ -136,6 +166,11 @@ class Answerer:
         codec = self._codecs.get(choice)
         bound = codec.bound if codec is not None else None
         return choice.model.signature.inputs if bound is None else bound.binding.callers
+
+    @property
+    def utilization(self) -> float:
+        """How busy this server is, from 0 to 1 and above, for those who have a choice of servers."""
+        return self._engine.utilization
 
     # ------------------------------------------------------------ on the way in
 
@@ -168,20 +203,30 @@ class Answerer:
             self._features.joiner.flush()
         for model in chosen:
             self._engine.run_waiting(model)
+        if self._hedger is not None:
+            self._hedger.budget.deposit(len(calls) - self._tried_before)
+            self._tried_before = 0
+            for call in calls:
+                # What the turn has answered needs no hedge: the express lane pays for this look alone.
+                if not call.ended:
+                    self._hedger.watch(call)
 
     def _enter(self, call: Call, table: RouteTable, now: float) -> Model | None:
         """Parses, admits and routes one call, and puts it into its model's queue.
 
         Returns:
-            The model; None if the call waits for features first.
+            The model; None if the call waits for something else first.
         """
         call.trace = trace = read_trace(call.metadata)
+        if trace.previous_attempts:
+            self._tried_before += 1
+            trace.trailing += ((REGION, self._region), (LOAD, write_load(self.utilization)))
         if call.size > self._max_message_bytes:
-            raise Overloaded(
+            raise TooLarge(
                 f"the request has {call.size} bytes; this server takes {self._max_message_bytes}. "
                 "Send fewer rows at once, or raise server.max_message_bytes"
             )
-        payload, call.payload = call.payload, b""
+        payload = call.payload
         request: ModelInferRequest | None = None
         found = self._heads.find(payload)
         if found is not None:
@@ -189,9 +234,10 @@ class Answerer:
         else:
             head, request = self._heads.parse(payload)
             call.request_id, shift = request.id, 0
+        call.model_name, call.is_version_asked = head.model_name, bool(head.model_version)
         call.deadline = self._deadlines.end(now, call.remaining, head.timeout_us)
         if self.draining:
-            raise Unavailable("this server is shutting down; send the request to another")
+            raise Draining("this server is shutting down; send the request to another")
 
         choice = table.choose(head.model_name, head.model_version, trace.caller, trace.request_id)
         call.choice = choice
@@ -221,11 +267,38 @@ class Answerer:
         call.kind = tensors.kind
         call.shapes = tensors.shapes
         call.outputs = tensors.outputs
-        call.queued_ns = self._nanoseconds()
         model.in_flight += 1
         self._held_bytes += call.size
+        return self._queue(call, model)
+
+    def _queue(self, call: Call, model: Model) -> Model | None:
+        """Puts a call into its model's queue.
+
+        Returns:
+            The model; None if the call is held up on purpose.
+
+        Raises:
+            Unavailable: the version is in quarantine, or fault injection says so.
+        """
+        call.queued_ns = self._nanoseconds()
+        if model.breaker.state is not State.CLOSED:
+            call.probe = model.breaker.acquire()
+            if call.probe is None:
+                raise Unavailable(
+                    f"version {model.version} of model {model.name!r} is in quarantine: "
+                    f"{model.breaker.reason}; it is tried again in a moment"
+                )
+        if self._fault is not None and (seconds := self._fault.strike()):
+            loop = asyncio.get_running_loop()
+            self._delayed[call] = loop.call_later(seconds, self._run_delayed, call, model)
+            return None
         model.queue.add(call)
         return model
+
+    def _run_delayed(self, call: Call, model: Model) -> None:
+        del self._delayed[call]
+        model.queue.add(call)
+        self._engine.run_waiting(model)
 
     def _join(self, call: Call, model: Model, bound: BoundCodec, request: ModelInferRequest) -> None:
         """Has features read for a call that brings ids; `joined` takes it from there."""
@@ -256,11 +329,13 @@ class Answerer:
             call.rows, call.kind = call.codec.rows(one.shapes, call.outputs)
             call.features = one.freshness.label
             call.codec = bound.replies[one.freshness]
-            call.queued_ns = self._nanoseconds()
-            call.join_ns = call.queued_ns - call.joining_ns
+            call.join_ns = self._nanoseconds() - call.joining_ns
             bound.model.statistics.join_ns += call.join_ns
-            bound.model.queue.add(call)
-            chosen[bound.model] = None
+            try:
+                if self._queue(call, bound.model) is not None:
+                    chosen[bound.model] = None
+            except ServingError as error:
+                self._refuse(call, error)
         for model in chosen:
             self._engine.run_waiting(model)
 
@@ -276,11 +351,24 @@ class Answerer:
             if call.ended:
                 continue
             if call.deadline <= self._clock():
+                run_seconds = (self._nanoseconds() - call.started_ns) * 1e-9
+                # A deadline that nobody could have met says nothing about the version.
+                if run_seconds > TIMED_OUT * model.latency.expect(call.rows):
+                    self._blame(model, call, f"a run was stopped after {run_seconds:.3f} s")
                 self._refuse(
                     call, DeadlineExceeded("the deadline passed while the model ran; its run was stopped")
                 )
             else:
-                self._refuse(call, defect(call, result))
+                error = defect(call, result)
+                self._blame(model, call, f"a run failed, error {error.error_id}")
+                self._refuse(call, error)
+
+    def _blame(self, model: Model, call: Call, reason: str) -> None:
+        """Counts a failure of a version, which after several goes into quarantine."""
+        if call.probe is not None:
+            call.probe.failure(reason)
+        else:
+            model.breaker.tally(1, failed=1, reason=reason)
 
     def _give(self, model: Model, calls: Sequence[Call], ran: Ran) -> None:
         """Gives each call of a batch its rows."""
@@ -298,11 +386,14 @@ class Answerer:
             try:
                 payload = call.codec.write(call.request_id, outputs, first, call.rows)
             except ServingError as error:
+                self._blame(model, call, str(error))
                 self._refuse(call, error)
             except Exception as error:  # noqa: BLE001  as above
                 self._refuse(call, defect(call, error))
             else:
                 self._respond(call, payload)
+        if model.breaker.is_wary:
+            model.breaker.tally(len(calls))
         spent_ns = self._nanoseconds() - began
         model.statistics.ran(ran.rows, ran.input_ns, ran.run_ns, spent_ns, requests=len(calls))
         model.statistics.last_inference_ms = int(time.time() * 1000)
@@ -325,11 +416,14 @@ class Answerer:
 
     def abandon(self) -> None:
         """Ends every call under way as UNAVAILABLE: the time that a drain gives is over."""
-        for work in (*self._joining, *self._engine.give_up()):
-            self._refuse(
-                cast("Call", work),
-                Unavailable("this server shut down before it could answer; send the request to another"),
-            )
+        elsewhere = self._hedger.give_up() if self._hedger is not None else []
+        for work in (*self._joining, *self._delayed, *self._engine.give_up(), *elsewhere):
+            # One that failed here and waits for a backup stands in two of these.
+            if not work.ended:
+                self._fail(
+                    cast("Call", work),
+                    Draining("this server shut down before it could answer; send the request to another"),
+                )
         self._engine.stop_unwanted_runs()
 
     def _respond(self, call: Call, payload: bytes) -> None:
@@ -340,7 +434,18 @@ class Answerer:
             log.exception("the answer to %r could not be sent", call)
         self._end(call, _OK, "OK")
 
+    def _won_elsewhere(self, call: Call, payload: bytes) -> None:
+        """Answers a call with a backup's reply; what it has under way here is dropped."""
+        self._respond(call, payload)
+        if call.queued_ns:
+            self._engine.stop_unwanted_runs()
+
     def _refuse(self, call: Call, error: ServingError) -> None:
+        """A call is not answered here; a backup takes it, or it fails."""
+        if self._hedger is None or not self._hedger.fail_over(call, error):
+            self._fail(call, error)
+
+    def _fail(self, call: Call, error: ServingError) -> None:
         number, _ = error.code.value
         message = str(error)
         if len(message) > _LONGEST_MESSAGE:
@@ -355,6 +460,8 @@ class Answerer:
     def _end(self, call: Call, code: int, status: str, error_id: str | None = None) -> None:
         """The one place where a call ends: it is counted, logged and lets its version go."""
         call.ended = True
+        if call.race is not None or call.probe is not None or self._delayed:
+            self._let_go(call, code)
         now_ns = self._nanoseconds()
         total_ns = now_ns - call.received_ns
         choice = call.choice
@@ -388,7 +495,7 @@ class Answerer:
                     model,
                     version,
                     variant,
-                    "primary" if code == _OK else "",
+                    call.outcome if code == _OK else "",
                     call.features,
                     # Nanoseconds to milliseconds with four digits.
                     queue_ns // 100 / 10_000,
@@ -403,6 +510,19 @@ class Answerer:
         if self._idle is not None and not self.in_flight:
             self._idle.set()
             self._idle = None
+
+    def _let_go(self, call: Call, code: int) -> None:
+        """Ends what few calls have: attempts elsewhere, a probe of their version, a delay on purpose."""
+        if call.race is not None and self._hedger is not None:
+            self._hedger.ended(call)
+        if call.probe is not None:
+            if code == _OK and call.outcome == "primary":
+                call.probe.success()
+            else:
+                call.probe.ignore()
+        delayed = self._delayed.pop(call, None)
+        if delayed is not None:
+            delayed.cancel()
 
     async def idle(self) -> None:
         """Returns when no call is under way."""

@@ -14,6 +14,7 @@ from importlib.metadata import version as release
 from pathlib import Path
 
 from hedgerow_protos.hedgerow_control_pb2 import Hello, ModelVersion, ServingSpec
+from hedgerow_protos.hedging import Budget
 
 from hedgerow_server import ports
 from hedgerow_server.answer import Answerer
@@ -29,6 +30,9 @@ from hedgerow_server.features.cache import RedisCache
 from hedgerow_server.features.features import Features
 from hedgerow_server.features.store import PostgresStore
 from hedgerow_server.gate.deadlines import Deadlines
+from hedgerow_server.resilience.backup import Backup
+from hedgerow_server.resilience.fault import FaultInjection
+from hedgerow_server.resilience.hedger import Hedger
 from hedgerow_server.routing.applying import Applier
 from hedgerow_server.routing.control_channel import RemoteFiles, connect
 from hedgerow_server.routing.last_good import LastGood
@@ -94,9 +98,15 @@ async def serve(settings: Settings, worker: int, link: WorkerLink) -> None:
         requests,
         deadlines=Deadlines(settings.deadline.default_seconds, settings.deadline.maximum_seconds),
         max_message_bytes=server.max_message_bytes,
+        region=server.region,
     )
     features = _features(settings, answerer)
     answerer.join_with(features)
+    hedger = _hedger(settings)
+    if hedger is not None:
+        answerer.hedge_with(hedger)
+    if fault := _fault(settings):
+        answerer.harm_with(fault)
     reports = Reports()
 
     def publish(table: RouteTable) -> None:
@@ -110,19 +120,29 @@ async def serve(settings: Settings, worker: int, link: WorkerLink) -> None:
         stack.push_async_callback(requests.close)
         stack.push_async_callback(engine.close)
         stack.push_async_callback(features.close)
+        if hedger is not None:
+            stack.push_async_callback(hedger.close)
         source = (
             await _from_control(settings, worker, publish, reports, stack)
             if server.control
             else _from_command_line(settings, publish, reports)
         )
         stack.push_async_callback(source.catalog.close)
-        gatherer = Gatherer(answerer, source.catalog, requests, features)
-        health = Health(answerer, source.missing, lambda: {**source.dependencies(), **features.status()})
+        gatherer = Gatherer(answerer, source.catalog, requests, features, hedger)
+        health = Health(
+            answerer,
+            source.missing,
+            lambda: {
+                **source.dependencies(),
+                **features.status(),
+                **(hedger.status() if hedger is not None else {}),
+            },
+        )
         token = server.operator_token
         operate = OperateHandlers(
             source.repository, token.get_secret_value() if token else None, workers=server.workers
         )
-        describe = DescribeHandlers(answerer, health, reports)
+        describe = DescribeHandlers(answerer, health, reports, region=server.region)
         # So that a client learns whether its connections lead to every worker.
         said = [(WORKER, f"{worker}/{server.workers}")] if server.workers > 1 else []
         rpc = RpcServer(
@@ -138,6 +158,8 @@ async def serve(settings: Settings, worker: int, link: WorkerLink) -> None:
         await engine.start(answerer.finish, answerer.expire)
         begin = await stack.enter_async_context(_background())
         begin(health.follow(), "health")
+        if hedger is not None:
+            begin(hedger.run(), "backups")
         try:
             # First up and last down: it says "not ready" while models load and while calls drain.
             await stack.enter_async_context(
@@ -168,6 +190,37 @@ def _features(settings: Settings, answerer: Answerer) -> Features:
     if wanted.cache is not None:
         cache = RedisCache(wanted.cache.get_secret_value(), connections=wanted.cache_connections)
     return Features(wanted, store=store, cache=cache, done=answerer.joined)
+
+
+def _hedger(settings: Settings) -> Hedger | None:
+    """Tries requests at the configured backups as well; None without any."""
+    wanted = settings.hedge
+    if not wanted.backups:
+        return None
+    return Hedger(
+        [Backup(address, ca=wanted.ca, probe_seconds=wanted.probe_seconds) for address in wanted.backups],
+        Budget(wanted.budget_percent / 100, wanted.burst),
+        after=wanted.after_ms / 1000,
+        adaptive=wanted.adaptive,
+    )
+
+
+def _fault(settings: Settings) -> FaultInjection | None:
+    """What [fault] does to requests on purpose; None if that is nothing."""
+    wanted = settings.fault
+    if not (wanted.delay_percent or wanted.abort_percent):
+        return None
+    log.warning(
+        "fault injection is on: %g %% of requests wait %g ms, %g %% fail",
+        wanted.delay_percent,
+        wanted.delay_ms,
+        wanted.abort_percent,
+    )
+    return FaultInjection(
+        delay_percent=wanted.delay_percent,
+        delay=wanted.delay_ms / 1000,
+        abort_percent=wanted.abort_percent,
+    )
 
 
 def _quiet_collector() -> None:

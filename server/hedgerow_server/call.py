@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import grpc
+from hedgerow_protos.hedging import ATTEMPT, PREVIOUS_ATTEMPTS, read_previous_attempts
 
 from hedgerow_server.engine.work import Part
 
 if TYPE_CHECKING:
+    from hedgerow_protos.breaker import Token
+    from hedgerow_protos.hedging import Race
+
     from hedgerow_server.routing.table import Choice
     from hedgerow_server.rpc.codec import TensorCodec
 
@@ -45,19 +50,25 @@ class Call:
     """
 
     __slots__ = (
+        "attempts",
         "choice",
         "codec",
         "deadline",
         "ended",
         "features",
+        "is_version_asked",
         "join_ns",
         "joining_ns",
         "kind",
         "metadata",
+        "model_name",
+        "outcome",
         "outputs",
         "parts",
         "payload",
+        "probe",
         "queued_ns",
+        "race",
         "received_ns",
         "remaining",
         "request_id",
@@ -93,6 +104,9 @@ class Call:
         #: The request's own id, to be given back.
         self.request_id = ""
         self.trace: Trace = NO_TRACE
+        #: What the request asks for.
+        self.model_name = ""
+        self.is_version_asked = False
         #: time.monotonic() at which the caller stops waiting.
         self.deadline = 0.0
         self.choice: Choice | None = None
@@ -112,6 +126,13 @@ class Call:
         #: When it began to wait for features (0: it did not), and for how long it did.
         self.joining_ns = 0
         self.join_ns = 0
+        #: What answers it: primary, hedge, failover or fallback.
+        self.outcome = "primary"
+        #: Its attempts here and at backups, once there is more than the one here.
+        self.race: Race | None = None
+        #: Leave to try a version in quarantine.
+        self.probe: Token | None = None
+        self.attempts: Sequence[asyncio.Task[bytes]] = ()
 
     def __repr__(self) -> str:
         state = (
@@ -129,10 +150,18 @@ class Call:
 class Trace:
     """Which trace a request belongs to (W3C Trace Context), and who sent it."""
 
-    __slots__ = ("caller", "request_id", "trace_id", "trailing")
+    __slots__ = ("attempt", "caller", "parent", "previous_attempts", "request_id", "trace_id", "trailing")
 
     def __init__(
-        self, trace_id: str, request_id: str, caller: str, trailing: list[tuple[str, str | bytes]]
+        self,
+        trace_id: str,
+        request_id: str,
+        caller: str,
+        trailing: list[tuple[str, str | bytes]],
+        *,
+        parent: str,
+        previous_attempts: int = 0,
+        attempt: str = "",
     ) -> None:
         self.trace_id = trace_id
         #: `x-request-id`: the caller's, else the trace id.
@@ -141,17 +170,23 @@ class Trace:
         self.caller = caller
         #: What goes back to the caller with every answer.
         self.trailing = trailing
+        #: The traceparent of the caller's span, which attempts elsewhere have as parent too.
+        self.parent = parent
+        #: How often this request was tried elsewhere before; from one on nothing is tried anywhere else.
+        self.previous_attempts = previous_attempts
+        #: `hedge` or `failover`: another server asks, which has this request as well.
+        self.attempt = attempt
 
 
-NO_TRACE = Trace("", "", "", [])
+NO_TRACE = Trace("", "", "", [], parent="")
 
 _HEX = frozenset("0123456789abcdef")
 _LONGEST_ID = 128
-_READ = frozenset(("traceparent", "x-request-id", ROUTE_KEY))
+_READ = frozenset(("traceparent", "x-request-id", ROUTE_KEY, PREVIOUS_ATTEMPTS, ATTEMPT))
 
 
 def read_trace(metadata: Metadata) -> Trace:
-    """Reads `traceparent`, `x-request-id` and `hedgerow-route-key`; a malformed one counts as absent.
+    """Reads `traceparent`, `x-request-id`, `hedgerow-route-key` and which attempt it is; malformed is absent.
 
     A trace that no caller began is given its ids in one go: they are ids, not secrets.
     """
@@ -160,29 +195,41 @@ def read_trace(metadata: Metadata) -> Trace:
     for key, _ in metadata:
         if key in _READ:
             return _continue_trace(metadata, trace_id, span_id)
-    return Trace(
-        trace_id, trace_id, "", [("x-request-id", trace_id), ("traceparent", f"00-{trace_id}-{span_id}-00")]
-    )
+    traceparent = f"00-{trace_id}-{span_id}-00"
+    trailing: list[tuple[str, str | bytes]] = [("x-request-id", trace_id), ("traceparent", traceparent)]
+    return Trace(trace_id, trace_id, "", trailing, parent=traceparent)
 
 
 def _continue_trace(metadata: Metadata, trace_id: str, span_id: str) -> Trace:
-    request_id = caller = ""
-    flags = "00"
+    request_id = caller = attempt = parent = ""
+    flags, previous = "00", 0
     for key, value in metadata:
         if not isinstance(value, str):
             continue
         if key == "traceparent":
             if _is_traceparent(value):
-                trace_id, flags = value[3:35], value[53:55]
+                trace_id, flags, parent = value[3:35], value[53:55], value
         elif key == "x-request-id":
             # It goes back in a header, where only printable ASCII may stand.
             if len(value) <= _LONGEST_ID and value.isascii() and value.isprintable():
                 request_id = value.strip()
         elif key == ROUTE_KEY and len(value) <= _LONGEST_ID:
             caller = value
+        elif key == PREVIOUS_ATTEMPTS:
+            previous = read_previous_attempts(value)
+        elif key == ATTEMPT:
+            attempt = value
     request_id = request_id or trace_id
     traceparent = f"00-{trace_id}-{span_id}-{flags}"
-    return Trace(trace_id, request_id, caller, [("x-request-id", request_id), ("traceparent", traceparent)])
+    return Trace(
+        trace_id,
+        request_id,
+        caller,
+        [("x-request-id", request_id), ("traceparent", traceparent)],
+        parent=parent or traceparent,
+        previous_attempts=previous,
+        attempt=attempt,
+    )
 
 
 def _is_traceparent(value: str) -> bool:

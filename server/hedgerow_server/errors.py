@@ -7,8 +7,10 @@ ServingError
 ├── PermissionDenied   PERMISSION_DENIED   403
 ├── FailedPrecondition FAILED_PRECONDITION 412
 ├── Overloaded         RESOURCE_EXHAUSTED  429
+│   └── TooLarge
 ├── DeadlineExceeded   DEADLINE_EXCEEDED   504
 ├── Unavailable        UNAVAILABLE         503
+│   └── Draining
 ├── Unimplemented      UNIMPLEMENTED       501
 └── Internal           INTERNAL            500
 
@@ -32,6 +34,8 @@ class ServingError(Exception):
 
     code: grpc.StatusCode = grpc.StatusCode.UNKNOWN
     http: int = 500
+    #: The same request may be answered by a backup region, or by the version's fallback rules.
+    elsewhere: bool = False
 
 
 class InvalidTensor(ServingError):
@@ -46,6 +50,7 @@ class NotFound(ServingError):
 
     code = grpc.StatusCode.NOT_FOUND
     http = 404
+    elsewhere = True
 
 
 class Unauthenticated(ServingError):
@@ -74,6 +79,13 @@ class Overloaded(ServingError):
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
     http = 429
+    elsewhere = True
+
+
+class TooLarge(Overloaded):
+    """A request beyond the server's limit for one."""
+
+    elsewhere = False
 
 
 class DeadlineExceeded(ServingError):
@@ -88,6 +100,13 @@ class Unavailable(ServingError):
 
     code = grpc.StatusCode.UNAVAILABLE
     http = 503
+    elsewhere = True
+
+
+class Draining(Unavailable):
+    """This server is about to end; its callers find another one sooner than it could."""
+
+    elsewhere = False
 
 
 class Unimplemented(ServingError):
@@ -102,6 +121,7 @@ class Internal(ServingError):
 
     code = grpc.StatusCode.INTERNAL
     http = 500
+    elsewhere = True
 
     def __init__(self, message: str, error_id: str | None = None) -> None:
         super().__init__(message)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 
 import numpy as np
 import onnxruntime as ort
+from hedgerow_protos.breaker import Breaker, Policy, State
 from hedgerow_protos.hedgerow_control_pb2 import ServingSpec
 
 from hedgerow_server.engine import buffers
@@ -15,6 +18,11 @@ from hedgerow_server.engine.latency import LatencyModel
 from hedgerow_server.engine.loading import LoadedModel
 from hedgerow_server.engine.statistics import VersionStatistics
 from hedgerow_server.engine.work import Work
+
+log = logging.getLogger(__name__)
+
+#: A version whose requests fail so often gets none for some seconds, then one at a time.
+QUARANTINE = Policy(window=10.0, minimum=5, failed=0.5, open_for=2.0, probes=3)
 
 
 class Model:
@@ -42,6 +50,8 @@ class Model:
             BatchQueue(rows, wait_of(serving, rows)) if self.batches else BatchQueue(1)
         )
         self.latency = LatencyModel(first_guess=loaded.warm_seconds)
+        #: Open while the version is in quarantine: too many of its runs failed.
+        self.breaker = Breaker(f"{name}@{version}", QUARANTINE, time.monotonic, _say)
         #: Runs under way in runner threads.
         self.running = 0
         self.output_names = [output.name for output in loaded.signature.outputs]
@@ -107,3 +117,10 @@ class Model:
     def close(self) -> None:
         """Lets the session go; its memory returns when the last run has ended."""
         self._session = self.bound = None
+
+
+def _say(breaker: Breaker) -> None:
+    if breaker.state is State.OPEN:
+        log.error("%s is in quarantine for %g s: %s", breaker.name, QUARANTINE.open_for, breaker.reason)
+    elif breaker.state is State.CLOSED:
+        log.warning("%s is out of quarantine", breaker.name)

@@ -88,6 +88,11 @@ class Engine:
         await self._loop.run_in_executor(self._threads, _nothing)
         return time.perf_counter() - began
 
+    @property
+    def utilization(self) -> float:
+        """Share of the runners that are busy; 1 where requests wait for one."""
+        return 1.0 if self._hungry else self._busy / self._runners
+
     def run_waiting(self, model: Model) -> None:
         """Runs what waits for `model`, as far as runners are free."""
         queue = model.queue

@@ -13,6 +13,7 @@ from hedgerow_protos.hedgerow_control_pb2 import (
     VERSION_STATE_READY,
     VERSION_STATE_SERVING,
 )
+from hedgerow_protos.hedging import LOAD, REGION, write_load
 
 from hedgerow_server.answer import Answerer
 from hedgerow_server.engine.model import Model
@@ -39,10 +40,13 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class DescribeHandlers:
     """The read-only methods, answered from the current route table."""
 
-    def __init__(self, answerer: Answerer, health: Health, reports: Reports) -> None:
+    def __init__(
+        self, answerer: Answerer, health: Health, reports: Reports, *, region: str = "local"
+    ) -> None:
         self._answerer = answerer
         self._health = health
         self._reports = reports
+        self._region = region
 
     async def server_live(self, request: oip.ServerLiveRequest, context: Context) -> oip.ServerLiveResponse:
         """ServerLive: it answers, so it lives."""
@@ -53,7 +57,11 @@ class DescribeHandlers:
         self, request: oip.ServerReadyRequest, context: Context
     ) -> oip.ServerReadyResponse:
         """ServerReady: every model of the snapshot is warm, and the server is not shutting down."""
-        del request, context
+        del request
+        # Other regions probe by this: whether there is room for what fails there, too.
+        context.set_trailing_metadata(
+            ((REGION, self._region), (LOAD, write_load(self._answerer.utilization)))
+        )
         return oip.ServerReadyResponse(ready=self._health.ready()[0])
 
     async def model_ready(self, request: oip.ModelReadyRequest, context: Context) -> oip.ModelReadyResponse:

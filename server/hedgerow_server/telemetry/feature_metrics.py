@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import msgspec
-from hedgerow_protos.breaker import Breaker
 from prometheus_client.core import HistogramMetricFamily, Metric
 
 from hedgerow_server.features.counts import AGE_BOUNDS, LaneCounts, ViewCounts
 from hedgerow_server.features.freshness import Freshness
-from hedgerow_server.telemetry.families import counter, cumulative, gauge
+from hedgerow_server.telemetry.families import counter, cumulative
 
 
 class ViewSums(msgspec.Struct):
@@ -41,7 +40,7 @@ class ViewSums(msgspec.Struct):
 
 
 class DependencySums(msgspec.Struct):
-    """Calls to something the server leans on, and its breaker's state as of now."""
+    """Calls to something the server leans on."""
 
     name: str
     ok: int = 0
@@ -49,8 +48,6 @@ class DependencySums(msgspec.Struct):
     failed_keys: int = 0
     refused_keys: int = 0
     seconds: float = 0.0
-    trips: int = 0
-    state: int = 0
 
     def add(self, other: DependencySums) -> None:
         """Adds what only grows."""
@@ -59,7 +56,6 @@ class DependencySums(msgspec.Struct):
         self.failed_keys += other.failed_keys
         self.refused_keys += other.refused_keys
         self.seconds += other.seconds
-        self.trips += other.trips
 
 
 class FeatureSums(msgspec.Struct):
@@ -104,26 +100,23 @@ def view_sums(view: str, counts: ViewCounts) -> ViewSums:
     )
 
 
-def dependency_sums(breaker: Breaker, counts: LaneCounts) -> DependencySums:
-    """How a dependency fares, as it is now."""
+def dependency_sums(name: str, counts: LaneCounts) -> DependencySums:
+    """How calls to a dependency went until now."""
     return DependencySums(
-        name=breaker.name,
+        name=name,
         ok=counts.ok,
         failed=counts.failed,
         failed_keys=counts.failed_keys,
         refused_keys=counts.refused_keys,
         seconds=counts.seconds,
-        trips=breaker.trips,
-        state=int(breaker.state),
     )
 
 
-def families(total: FeatureSums, live: Mapping[str, FeatureSums]) -> Iterator[Metric]:
+def families(total: FeatureSums) -> Iterator[Metric]:
     """The page's part on features.
 
     Args:
         total: Of all workers and their predecessors.
-        live: Of each worker that runs.
     """
     yield counter(
         "feature_reads",
@@ -166,10 +159,10 @@ def families(total: FeatureSums, live: Mapping[str, FeatureSums]) -> Iterator[Me
         ("result",),
         [(("written",), total.written), (("dropped",), total.dropped)],
     )
-    yield from _dependencies(total, live)
+    yield from _dependencies(total)
 
 
-def _dependencies(total: FeatureSums, live: Mapping[str, FeatureSums]) -> Iterator[Metric]:
+def _dependencies(total: FeatureSums) -> Iterator[Metric]:
     label = ("dependency",)
     yield counter(
         "dependency_calls",
@@ -196,16 +189,4 @@ def _dependencies(total: FeatureSums, live: Mapping[str, FeatureSums]) -> Iterat
         "Time that calls took, whatever their end.",
         label,
         [((d.name,), d.seconds) for d in total.dependencies],
-    )
-    yield counter(
-        "breaker_trips",
-        "Times that a circuit breaker opened.",
-        label,
-        [((d.name,), d.trips) for d in total.dependencies],
-    )
-    yield gauge(
-        "breaker_state",
-        "A circuit breaker's state: 0 closed, 1 half-open, 2 open.",
-        ("worker", *label),
-        [((worker, d.name), d.state) for worker, sums in live.items() for d in sums.dependencies],
     )

@@ -6,9 +6,11 @@ from hedgerow_server.answer import Answerer
 from hedgerow_server.engine.catalog import Catalog
 from hedgerow_server.engine.statistics import VersionStatistics
 from hedgerow_server.features.features import Features
+from hedgerow_server.resilience.hedger import Hedger
 from hedgerow_server.routing.table import RouteTable
 from hedgerow_server.telemetry import metrics
 from hedgerow_server.telemetry.feature_metrics import FeatureSums, dependency_sums, view_sums
+from hedgerow_server.telemetry.hedge_metrics import breaker_sums, hedge_sums
 from hedgerow_server.telemetry.request_log import RequestLog
 
 
@@ -16,9 +18,15 @@ class Gatherer:
     """Holds what each version ever in the route table has counted, also after it is dropped."""
 
     def __init__(
-        self, answerer: Answerer, catalog: Catalog, requests: RequestLog, features: Features
+        self,
+        answerer: Answerer,
+        catalog: Catalog,
+        requests: RequestLog,
+        features: Features,
+        hedger: Hedger | None = None,
     ) -> None:
         self._features = features
+        self._hedger = hedger
         self._answerer = answerer
         self._catalog = catalog
         self._requests = requests
@@ -57,6 +65,12 @@ class Gatherer:
             ],
             packing_failures=self._catalog.packing_failures,
             features=self._feature_sums(),
+            hedging=hedge_sums(self._hedger),
+            breakers=[
+                *(breaker_sums(breaker) for breaker in self._features.breakers.values()),
+                *(breaker_sums(backup.breaker) for backup in (self._hedger.backups if self._hedger else ())),
+                *(breaker_sums(model.breaker) for model in models),
+            ],
         )
 
     def _feature_sums(self) -> FeatureSums:
@@ -64,9 +78,7 @@ class Gatherer:
         writer = features.writer
         return FeatureSums(
             views=[view_sums(ref, counts) for ref, counts in features.views.counts().items()],
-            dependencies=[
-                dependency_sums(features.breakers[name], counts) for name, counts in features.counts().items()
-            ],
+            dependencies=[dependency_sums(name, counts) for name, counts in features.counts().items()],
             written=writer.written if writer else 0,
             dropped=writer.dropped if writer else 0,
         )

@@ -20,6 +20,7 @@ import msgspec
 
 from hedgerow_server.engine.statistics import LATENCY_BOUNDS, VersionStatistics
 from hedgerow_server.telemetry.feature_metrics import FeatureSums
+from hedgerow_server.telemetry.hedge_metrics import BreakerSums, HedgeSums, add_breakers
 
 #: The model label of requests that named no loaded model.
 UNKNOWN_MODEL = "unknown"
@@ -104,6 +105,8 @@ class Dump(msgspec.Struct):
     routes: list[RouteWeight] = []
     gears: list[ModelGear] = []
     features: FeatureSums = msgspec.field(default_factory=FeatureSums)
+    hedging: HedgeSums = msgspec.field(default_factory=HedgeSums)
+    breakers: list[BreakerSums] = []
     process: Process = msgspec.field(default_factory=Process)
 
     def add_counters(self, other: Dump) -> None:
@@ -116,6 +119,8 @@ class Dump(msgspec.Struct):
                 self.versions.append(mine[key])
             mine[key].add(sums)
         self.features.add(other.features)
+        self.hedging.add(other.hedging)
+        add_breakers(self.breakers, other.breakers)
         self.swaps += other.swaps
         self.log_lines_dropped += other.log_lines_dropped
         self.packing_failures += other.packing_failures
@@ -165,6 +170,8 @@ def dump(
     gears: Sequence[ModelGear] = (),
     packing_failures: int = 0,
     features: FeatureSums | None = None,
+    hedging: HedgeSums | None = None,
+    breakers: Sequence[BreakerSums] = (),
 ) -> bytes:
     """A worker's metrics, for `WorkerLink.answer_metrics`.
 
@@ -181,6 +188,8 @@ def dump(
         gears: Of all that is in memory.
         packing_failures: Times that a version's weights could not be packed.
         features: Of what models are bound to.
+        hedging: Of attempts at backups.
+        breakers: All that there are.
     """
     found = Dump(
         swaps=swaps,
@@ -192,6 +201,8 @@ def dump(
         snapshot_version=snapshot_version,
         routes=list(routes),
         features=features or FeatureSums(),
+        hedging=hedging or HedgeSums(),
+        breakers=list(breakers),
     )
     found.add_counters(
         Dump(versions=[*retired.sums(), *(sums_of(model, version, s) for model, version, s in versions)])

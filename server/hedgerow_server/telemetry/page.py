@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from hedgerow_server.telemetry import feature_metrics
+from hedgerow_server.telemetry import feature_metrics, hedge_metrics
 from hedgerow_server.telemetry.families import counter, cumulative, gauge
 from hedgerow_server.telemetry.metrics import BATCH_BOUNDS, REQUEST_BOUNDS, Dump, Process
 
@@ -78,8 +78,12 @@ class _Page(Collector):
             total.add_counters(counted)
         yield from _requests(total)
         yield from _gauges(self._live)
-        yield from feature_metrics.families(
-            total.features, {worker: dump.features for worker, dump in self._live.items()}
+        yield from feature_metrics.families(total.features)
+        yield from hedge_metrics.families(
+            total.hedging, {worker: dump.hedging for worker, dump in self._live.items()}
+        )
+        yield from hedge_metrics.breaker_families(
+            total.breakers, {worker: dump.breakers for worker, dump in self._live.items()}
         )
         yield counter(
             "swaps", "Route tables published, but for each worker's first.", (), [((), total.swaps)]
