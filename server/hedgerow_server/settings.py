@@ -233,7 +233,7 @@ class Settings(ProcessSettings):
                 "the native transport cannot close a connection without failing its calls; "
                 "drop server.connection_age_seconds, or use --transport grpcio"
             )
-        if self.hedge.after_ms >= self.deadline.default_seconds * 1000:
+        if self.hedge.backups and self.hedge.after_ms >= self.deadline.default_seconds * 1000:
             raise ValueError(
                 f"hedge.after_ms {self.hedge.after_ms:g} is not below deadline.default_seconds "
                 f"{self.deadline.default_seconds:g}: no request without a deadline of its own would be hedged"
