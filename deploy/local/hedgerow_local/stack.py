@@ -71,8 +71,10 @@ class Stack:
         self._settings = dict(settings or {})
         self._features: FeatureStore | None = None
         self._lock: IO[str] | None = None
+        self._control = ""
         self._watchers: list[asyncio.Task[None]] = []
         self._stopping = False
+        self._servers: list[str] = []
         #: Parts that ended on purpose.
         self._killed: set[str] = set()
 
@@ -98,7 +100,7 @@ class Stack:
             return  # Never entered: the directory, and what runs from it, is another stack's.
         self._stopping = True
         Endpoints.remove(self.root)
-        for names in (("server", "backup"), ("control",), ("mlflow", "postgres", "valkey")):
+        for names in (self._servers, ("control",), ("mlflow", "postgres", "valkey")):
             children = [self.children[name] for name in names if name in self.children]
             await asyncio.gather(*(child.stop() for child in children))
         for watcher in self._watchers:
@@ -188,21 +190,46 @@ class Stack:
 
     async def _start_regions(self) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
         control = await self._ready("control", _CONTROL_READY)
-        await self._begin_server("server", "primary", self._ports.server, control["grpc"])
-        await self._begin_server("backup", "backup", self._ports.backup, control["grpc"])
-        server, backup = await _all(
-            self._ready("server", _SERVER_READY), self._ready("backup", _SERVER_READY)
+        self._control = control["grpc"]
+        # The backup first: the server is told where it is.
+        backup = await self._start_server("backup", "backup", self._ports.backup)
+        server = await self._start_server(
+            "server", "primary", self._ports.server, {"HEDGEROW_HEDGE__BACKUPS": backup["grpc"]}
         )
         return control, server, backup
 
-    async def _begin_server(self, name: str, region: str, ports: ServerPorts, control: str) -> None:
+    async def add_server(self, name: str, region: str, settings: Mapping[str, str]) -> dict[str, str]:
+        """Starts another server of the same control plane, on free ports; it ends with the stack.
+
+        Args:
+            name: Of its log files.
+            region: Where it says it is.
+            settings: Environment for it alone, `HEDGEROW_SECTION__KEY`.
+
+        Returns:
+            Where it answers: `grpc`, `http` and `metrics`, as `host:port`.
+
+        Raises:
+            ChildFailed: It ended, or was not ready in time.
+        """
+        return await self._start_server(name, region, FREE.server, settings)
+
+    async def stop_server(self, name: str) -> None:
+        """Drains and ends a server that was added."""
+        self._killed.add(name)
+        await self.children[name].stop()
+
+    async def _start_server(
+        self, name: str, region: str, ports: ServerPorts, settings: Mapping[str, str] | None = None
+    ) -> dict[str, str]:
         assert self._features is not None
+        self._servers.append(name)
         await self._begin(
             name,
             (sys.executable, "-m", "hedgerow_server"),
             {
                 **self._features.environment(),
-                "HEDGEROW_SERVER__CONTROL": control,
+                "HEDGEROW_SERVER__CONTROL": self._control,
                 "HEDGEROW_SERVER__REGION": region,
                 "HEDGEROW_SERVER__NODE": f"local-{region}",
                 "HEDGEROW_SERVER__GRPC_PORT": str(ports.grpc),
@@ -211,8 +238,10 @@ class Stack:
                 "HEDGEROW_SERVER__WORKERS": str(self._workers),
                 "HEDGEROW_SERVER__STATE_DIR": str(self.root / name),
                 "HEDGEROW_LOG__REQUESTS": str(self.root / "log" / f"{name}-requests.log"),
+                **(settings or {}),
             },
         )
+        return await self._ready(name, _SERVER_READY)
 
     async def _begin(
         self,

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from hedgerow_local.addresses import around_proxies
 from hedgerow_local.demo.account import Account
+from hedgerow_local.demo.hedging import Hedging
 from hedgerow_local.demo.outage import Outage
 from hedgerow_local.demo.prepare import LoadFeatures, PublishFirst, Start, Train
 from hedgerow_local.demo.stage import Scene, SceneFailed, Stage, play
@@ -35,6 +36,7 @@ SCENES: tuple[Scene, ...] = (
     Rollback(),
     Outage(),
     Account(),
+    Hedging(),
 )
 
 
@@ -42,8 +44,8 @@ async def perform(root: Path) -> int:
     """Plays all scenes.
 
     Args:
-        root: Emptied first; holds report.json, latency.png, features.png, requests.npz with the
-            record of every request, the models and the stack's logs.
+        root: Emptied first; holds report.json, latency.png, features.png, hedging.png, requests.npz with
+            the record of every request, the models and the stack's logs.
 
     Returns:
         0 if nothing failed, else 1; 130 after Ctrl-C.
@@ -102,9 +104,9 @@ def _prepare(root: Path) -> machine.Quiet:
 
 def _summarise(console: Console, stage: Stage, noise: str) -> None:
     report = stage.report
-    if "swap" in report and "requests" in report:
+    if "swap" in report and "hedging" in report:
         swap, rollback, scores = report["swap"], report["rollback"], report["model"]["versions"]
-        outage = report["features"]["outage"]
+        outage, hedging = report["features"]["outage"], report["hedging"]
         table = Table(show_header=False, box=None, padding=(0, 2))
         rows = {
             "requests": f"{report['requests']:,} checked, {report['failed']} failed",
@@ -115,6 +117,11 @@ def _summarise(console: Console, stage: Stage, noise: str) -> None:
             "PostgreSQL killed to first stale reply": f"{outage['first_stale_seconds']:.2f} s",
             "replies during the outage": ", ".join(f"{n:,} {age}" for age, n in outage["during"].items()),
             "both back to as fresh as before": f"{outage['fresh_again_seconds']:.2f} s",
+            "p99.9 with 1 % stalled": (
+                f"{hedging['latency_ms']['without']['p99_9']:.0f} ms; hedged"
+                f" {hedging['latency_ms']['with']['p99_9']:.0f} ms,"
+                f" for {hedging['extra_percent']:.1f} % more requests"
+            ),
             "all of it": f"{time.monotonic() - stage.began:.0f} s",
         }
         for name, value in rows.items():
@@ -126,7 +133,7 @@ def _summarise(console: Console, stage: Stage, noise: str) -> None:
         console.print(complaint, markup=False, soft_wrap=True)
     if noise:
         console.print(f"[yellow]{noise}[/]", soft_wrap=True)
-    files = ("report.json", "latency.png", "features.png", "stack/log/")
+    files = ("report.json", "latency.png", "features.png", "hedging.png", "stack/log/")
     console.print("  ".join(f"{stage.root}/{name}" for name in files), soft_wrap=True)
 
 
