@@ -40,6 +40,9 @@ def test_the_demo_swaps_rolls_back_and_outlives_its_feature_store_without_losing
     first, second = report["model"]["versions"]
     assert second["mae"] < first["mae"] < report["model"]["baseline"]["mae"]
     assert all(scene["ok"] for scene in report["scenes"])
-    for plot in ("latency.png", "features.png"):
+    hedging = report["hedging"]
+    assert hedging["latency_ms"]["with"]["p99_9"] < hedging["latency_ms"]["without"]["p99_9"]
+    assert 0 < hedging["hedges_at_backup"] <= 0.02 * hedging["requests"] + 10
+    for plot in ("latency.png", "features.png", "hedging.png"):
         assert (tmp_path / "var/demo" / plot).read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["var"]

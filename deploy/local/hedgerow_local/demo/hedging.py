@@ -29,9 +29,7 @@ class Hedging:
     """Asks two servers at once that both stall now and then; one of them hedges."""
 
     name = "hedging"
-    title = (
-        f"Stall {STALL_PERCENT} % of calls for {STALL_MS} ms, with and without hedging to the backup region"
-    )
+    title = f"Stall {STALL_PERCENT} % of calls for {STALL_MS} ms, with and without hedging to the backup"
 
     async def run(self, stage: Stage) -> Contribution:
         """Reports both tails, and the requests that the backup got, as it counted them."""
@@ -56,10 +54,9 @@ class Hedging:
             await stage.stack.stop_server(name)
         extra = (after.statuses - before.statuses).total()
         sent = len(runs["with"])
-        tails = {name: _warm(records).percentiles_ms() for name, records in runs.items()}
-        await asyncio.to_thread(
-            draw, {name: _warm(r) for name, r in runs.items()}, stage.root / "hedging.png"
-        )
+        warm = {name: _warm(records) for name, records in runs.items()}
+        tails = {name: records.percentiles_ms() for name, records in warm.items()}
+        await asyncio.to_thread(draw, warm, stage.root / "hedging.png")
         for name, records in runs.items():
             tail = tails[name]
             stage.expect(records.failed == 0, f"{records.failed} requests {name} hedging failed")
@@ -67,9 +64,8 @@ class Hedging:
                 f"{name} hedging: p50 {tail['p50']:.1f} ms, p99 {tail['p99']:.1f} ms,"
                 f" p99.9 {tail['p99_9']:.0f} ms"
             )
-        stage.tell(
-            f"The backup got {extra} of {sent:,} requests: {100 * extra / sent:.2f} % more work", style="bold"
-        )
+        more = 100 * extra / sent
+        stage.tell(f"The backup got {extra} of {sent:,} requests: {more:.2f} % more work", style="bold")
         stage.expect(
             tails["with"]["p99_9"] < tails["without"]["p99_9"],
             "Hedging did not shorten the tail",
@@ -85,7 +81,7 @@ class Hedging:
                 "latency_ms": tails,
                 "requests": sent,
                 "hedges_at_backup": extra,
-                "extra_percent": round(100 * extra / sent, 3),
+                "extra_percent": round(more, 3),
             }
         }
 
