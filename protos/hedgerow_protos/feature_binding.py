@@ -9,29 +9,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from hedgerow_protos.feature_datatypes import DTYPES
 from hedgerow_protos.feature_view import ViewError, check_view, view_ref
 from hedgerow_protos.hedgerow_control_pb2 import FeatureColumn, FeatureInput, Features, FeatureView
+from hedgerow_protos.tensor_shape import TensorShape
 
 
 class BindingError(ValueError):
     """A binding that cannot work; the message says where, what is wrong and what is expected."""
-
-
-class InputShape(NamedTuple):
-    """An input of a model.
-
-    Attributes:
-        name: As in the model.
-        datatype: As the Open Inference Protocol names it.
-        shape: Every dimension, the batch included; -1 for one that varies.
-    """
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +82,7 @@ def check_features(features: Features) -> None:
             )
 
 
-def check_binding(features: Features, inputs: Sequence[InputShape]) -> None:
+def check_binding(features: Features, inputs: Sequence[TensorShape]) -> None:
     """Checks that the model's inputs can be laid out as `features` says; empty features always can.
 
     Args:
@@ -129,7 +115,7 @@ def check_binding(features: Features, inputs: Sequence[InputShape]) -> None:
             )
 
 
-def caller_tensors(features: Features, inputs: Sequence[InputShape]) -> list[CallerTensor]:
+def caller_tensors(features: Features, inputs: Sequence[TensorShape]) -> list[CallerTensor]:
     """What callers send in place of the bound inputs, each tensor once, in the order of the columns.
 
     Args:
@@ -175,7 +161,7 @@ def _check_column(column: FeatureColumn, place: str, views: dict[str, FeatureVie
 
 
 def _callers(
-    features: Features, views: dict[str, FeatureView], inputs: dict[str, InputShape]
+    features: Features, views: dict[str, FeatureView], inputs: dict[str, TensorShape]
 ) -> Iterable[CallerTensor]:
     """The tensors of callers, each once; without `inputs`, a request's datatype may be empty."""
     found: dict[str, CallerTensor] = {}
@@ -195,7 +181,7 @@ def _tensors(
     column: FeatureColumn,
     entry: FeatureInput,
     views: dict[str, FeatureView],
-    inputs: dict[str, InputShape],
+    inputs: dict[str, TensorShape],
 ) -> list[CallerTensor]:
     if column.HasField("request"):
         request = column.request
@@ -218,7 +204,7 @@ def _shown(tensor: CallerTensor) -> str:
 
 
 def _fitting_width(
-    column: FeatureColumn, shape: InputShape, place: str, views: dict[str, FeatureView]
+    column: FeatureColumn, shape: TensorShape, place: str, views: dict[str, FeatureView]
 ) -> int:
     if column.HasField("request"):
         request = column.request
@@ -242,7 +228,7 @@ def _fitting_width(
     return width
 
 
-def _check_shape(entry: FeatureInput, shape: InputShape, width: int) -> None:
+def _check_shape(entry: FeatureInput, shape: TensorShape, width: int) -> None:
     laid_out = f"{_place(entry)} lays out {width} value{'s' * (width != 1)} a row"
     shown = f"[{', '.join(str(size) for size in shape.shape)}]"
     if len(shape.shape) == 1 and width == 1:

@@ -8,15 +8,15 @@ from hedgerow_protos import serving_spec
 from hedgerow_protos.feature_binding import (
     BindingError,
     CallerTensor,
-    InputShape,
     caller_tensors,
     check_binding,
     check_features,
     unknown_views,
 )
 from hedgerow_protos.feature_view import dump_views, parse_views
+from hedgerow_protos.tensor_shape import TensorShape
 
-X = InputShape("x", "FP32", (-1, 3))
+X = TensorShape("x", "FP32", (-1, 3))
 
 
 def _features(columns: str, views: str = "", rest: str = ""):
@@ -44,19 +44,19 @@ def test_two_views_may_share_a_tensor_and_a_key_may_be_called_otherwise():
     two = "[{view: weather@3, entity: {airport: origin}}, {view: weather@3, entity: {airport: dest}}]"
     one = parse_views(WEATHER, source="")
     features = _features(two, dump_views(one))
-    shape = InputShape("x", "FP32", (-1, 2))
+    shape = TensorShape("x", "FP32", (-1, 2))
     check_binding(features, [shape])
     assert [tensor.name for tensor in caller_tensors(features, [shape])] == ["origin", "hour", "dest"]
 
 
 @pytest.mark.parametrize("shape", [(-1, 3), (-1, -1), (4, 3)])
 def test_a_width_that_varies_or_fits_will_do(shape):
-    check_binding(_features(GOOD), [InputShape("x", "FP32", shape)])
+    check_binding(_features(GOOD), [TensorShape("x", "FP32", shape)])
 
 
 def test_a_single_value_also_fills_an_input_without_columns():
     only = _features("[{view: weather@3}]", dump_views(parse_views(WEATHER, source="")))
-    check_binding(only, [InputShape("x", "FP32", (-1,))])
+    check_binding(only, [TensorShape("x", "FP32", (-1,))])
 
 
 def test_no_features_fit_every_model():
@@ -106,17 +106,17 @@ PLANE = "{view: planes@1, fields: [seats]}"
 )
 def test_a_binding_that_does_not_fit_is_refused_with_what_is_expected(columns, message):
     with pytest.raises(BindingError) as caught:
-        check_binding(_features(columns), [X, InputShape("other", "FP32", (-1, 1))])
+        check_binding(_features(columns), [X, TensorShape("other", "FP32", (-1, 1))])
     assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ([InputShape("y", "FP32", (-1, 3))], "the model has no input 'x'; known here: y"),
-        ([InputShape("x", "FP64", (-1, 3))], "seats as FP32; the model's input 'x' takes FP64"),
-        ([InputShape("x", "FP32", (-1, 3, 1))], "the shape [-1, 3, 1], expected [-1, 3]"),
-        ([InputShape("x", "FP32", (-1,))], "the shape [-1], expected [-1, 3]"),
+        ([TensorShape("y", "FP32", (-1, 3))], "the model has no input 'x'; known here: y"),
+        ([TensorShape("x", "FP64", (-1, 3))], "seats as FP32; the model's input 'x' takes FP64"),
+        ([TensorShape("x", "FP32", (-1, 3, 1))], "the shape [-1, 3, 1], expected [-1, 3]"),
+        ([TensorShape("x", "FP32", (-1,))], "the shape [-1], expected [-1, 3]"),
     ],
 )
 def test_a_model_that_takes_something_else_is_refused(inputs, message):

@@ -7,9 +7,10 @@ import onnx
 import pandas as pd
 import pytest
 from hedgerow_pipeline import export, features, flights, models, train, views
-from hedgerow_protos.feature_binding import InputShape, check_binding
+from hedgerow_protos.feature_binding import check_binding
 from hedgerow_protos.feature_view import parse_views, view_ref
 from hedgerow_protos.serving_spec import parse
+from hedgerow_protos.tensor_shape import TensorShape
 
 
 def made_up_tables(count: int = 4000, seed: int = 0) -> flights.Tables:
@@ -209,7 +210,7 @@ def test_training_writes_models_views_sample_and_report(tmp_path, tables, monkey
         onnx.checker.check_model(entry["path"])
         spec = parse((tmp_path / f"v{version}/serving.yaml").read_text(), source="serving.yaml")
         rows = sample[f"{features.INPUT}:{version}"]
-        check_binding(spec.features, [InputShape(features.INPUT, "FP32", (-1, rows.shape[1]))])
+        check_binding(spec.features, [TensorShape(features.INPUT, "FP32", (-1, rows.shape[1]))])
         assert [by_ref[view_ref(view)] for view in spec.features.views] == list(spec.features.views)
         assert {len(sample[name]) for name in (*features.IDS, features.OUTPUT)} == {len(rows)}
     assert {sample[name].dtype.kind for name in features.IDS} == {"U", "i"}

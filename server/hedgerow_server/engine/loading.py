@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnxruntime as ort
-from hedgerow_protos.feature_binding import BindingError, InputShape, check_binding
+from hedgerow_protos.feature_binding import BindingError, check_binding
 from hedgerow_protos.hedgerow_control_pb2 import ServingSpec
 
 from . import batching, gears, model_file, warmup
@@ -112,9 +112,8 @@ def load(
 
 def _check_binding(serving: ServingSpec, signature: Signature) -> None:
     """Refuses a model whose inputs cannot be laid out as its serving spec binds them."""
-    inputs = [InputShape(spec.name, spec.datatype.name, spec.shape) for spec in signature.inputs]
     try:
-        check_binding(serving.features, inputs)
+        check_binding(serving.features, signature.input_shapes)
     except BindingError as error:
         raise LoadRefused(str(error)) from error
 

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from hedgerow_protos.tensor_shape import Dims, TensorShape, has_batch
+
 from .datatypes import DATATYPES, Datatype, from_onnx
 from .refusal import LoadRefused
 
@@ -46,6 +48,20 @@ class Signature:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     max_batch_size: int
+
+    @property
+    def input_shapes(self) -> list[TensorShape]:
+        """The inputs, as those parts know them that the server shares with others."""
+        return _plain(self.inputs)
+
+    @property
+    def output_shapes(self) -> list[TensorShape]:
+        """The outputs likewise."""
+        return _plain(self.outputs)
+
+
+def _plain(specs: Iterable[TensorSpec]) -> list[TensorShape]:
+    return [TensorShape(spec.name, spec.datatype.name, spec.shape) for spec in specs]
 
 
 class Argument(Protocol):
@@ -94,31 +110,16 @@ def read(session: Session, *, max_batch_size: int) -> Signature:
     return Signature(
         inputs=_specs(inputs, "input"),
         outputs=_specs(outputs, "output"),
-        max_batch_size=max_batch_size if _is_batched(inputs, outputs) else 0,
+        max_batch_size=max_batch_size if has_batch(_dims(inputs), _dims(outputs)) else 0,
     )
 
 
-def _is_batched(inputs: Sequence[Argument], outputs: Sequence[Argument]) -> bool:
-    if not inputs or not all(_varies_first(argument) for argument in (*inputs, *outputs)):
-        return False
-    batch = {name for argument in inputs if (name := _name(argument.shape[0]))}
-    # Exporters that number their dimensions (tf2onnx, paddle2onnx) call an output's rows something
-    # new. Only a name that some other dimension of an input has says that these are not the rows.
-    others = {name for argument in inputs for size in argument.shape[1:] if (name := _name(size))}
-    rows = {name for argument in outputs if (name := _name(argument.shape[0]))}
-    return len(batch) <= 1 and not (rows - batch) & others
-
-
-def _varies_first(argument: Argument) -> bool:
-    return bool(argument.shape) and _size(argument.shape[0]) < 0
+def _dims(arguments: Sequence[Argument]) -> list[Dims]:
+    return [argument.shape for argument in arguments]
 
 
 def _size(size: int | str | None) -> int:
     return size if isinstance(size, int) and size >= 0 else -1
-
-
-def _name(size: int | str | None) -> str:
-    return size if isinstance(size, str) and size != "?" else ""
 
 
 def _specs(arguments: Iterable[Argument], kind: str) -> tuple[TensorSpec, ...]:

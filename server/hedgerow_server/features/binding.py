@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 from hedgerow_protos.feature_binding import (
     BindingError,
-    InputShape,
     caller_tensors,
     check_binding,
     selected_fields,
@@ -95,7 +94,7 @@ class Binding:
     """
 
     def __init__(self, features: Features, signature: Signature, find_view: FindView) -> None:
-        shapes = [InputShape(spec.name, spec.datatype.name, spec.shape) for spec in signature.inputs]
+        shapes = signature.input_shapes
         try:
             check_binding(features, shapes)
         except BindingError as error:

@@ -6,16 +6,13 @@ import os
 from collections.abc import Sequence
 
 import onnx
-from hedgerow_protos.feature_binding import BindingError, InputShape, check_binding, unknown_views
+from hedgerow_protos.feature_binding import BindingError, check_binding, unknown_views
 from hedgerow_protos.feature_view import ViewError, parse_ref, view_ref
 from hedgerow_protos.hedgerow_control_pb2 import Features, FeatureView
 
 from hedgerow.errors import FailedPrecondition, ModelRefused, NotFound
-from hedgerow.publishing.model_check import feeds
+from hedgerow.publishing.shapes import input_shapes
 from hedgerow.view_files import read_views
-
-# ONNX's names for what the protocol calls otherwise.
-_DATATYPES = {"FLOAT16": "FP16", "FLOAT": "FP32", "DOUBLE": "FP64", "STRING": "BYTES"}
 
 
 def complete(
@@ -52,7 +49,7 @@ def check(features: Features, proto: onnx.ModelProto, *, source: str) -> None:
         ModelRefused: They cannot; the message says what was expected.
     """
     try:
-        check_binding(features, [_shape(value) for value in feeds(proto.graph)])
+        check_binding(features, input_shapes(proto.graph))
     except BindingError as error:
         raise ModelRefused(f"{source}: {error}") from error
 
@@ -83,11 +80,3 @@ def _from_store(wanted: list[str], store: str | None, source: str) -> list[Featu
         return features.stored_views(wanted, store=dsn)
     except NotFound as error:
         raise ModelRefused(f"{source}: {error.details}; `hedgerow features apply` adds views") from error
-
-
-def _shape(value: onnx.ValueInfoProto) -> InputShape:
-    tensor = value.type.tensor_type
-    name = onnx.TensorProto.DataType.Name(tensor.elem_type)
-    sizes = tuple(size.dim_value if size.HasField("dim_value") else -1 for size in tensor.shape.dim)
-    # An input without a shape is refused by servers for its own reason; here it fits anything.
-    return InputShape(value.name, _DATATYPES.get(name, name), sizes if tensor.HasField("shape") else (-1, -1))
