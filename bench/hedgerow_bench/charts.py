@@ -75,12 +75,22 @@ def _peers(report: Row) -> list[Chart]:
     return [_draw("Answers per second at each server's best concurrency", draw, height=1 + 0.35 * len(names))]
 
 
+def _hedge(report: Row) -> list[Chart]:
+    return _curves("Latency by percentile with stalls, open loop", report["rows"], "{server}")
+
+
 def _latency(report: Row) -> list[Chart]:
+    return _curves("Latency by percentile, open loop", report["rows"], "{server}, {rate:,.0f}/s")
+
+
+def _curves(caption: str, rows: Sequence[Row], label: str) -> list[Chart]:
+    """A curve for each row; `label` is filled in from the row."""
+
     def draw(axes: Any) -> None:
-        for place, row in enumerate(report["rows"]):
+        for place, row in enumerate(rows):
             points = [(1 / (1 - percent / 100), value) for percent, value in row["curve_ms"] if percent < 100]
-            label = f"{row['server']}, {row['rate']:,.0f}/s"
-            axes.plot(*zip(*points, strict=True), label=label, color=_COLOURS[place % len(_COLOURS)])
+            name = label.format_map(row)
+            axes.plot(*zip(*points, strict=True), label=name, color=_COLOURS[place % len(_COLOURS)])
         axes.set_xscale("log")
         axes.set_yscale("log")
         ticks = [1, 2, 10, 100, 1000, 10_000, 100_000]
@@ -93,7 +103,7 @@ def _latency(report: Row) -> list[Chart]:
         axes.set_ylabel("ms")
         axes.legend(frameon=False, fontsize=8)
 
-    return [_draw("Latency by percentile, open loop", draw)] if report["rows"] else []
+    return [_draw(caption, draw)] if rows else []
 
 
 def _features(report: Row) -> list[Chart]:
@@ -178,5 +188,6 @@ _CHARTS: dict[str, Callable[[Row], list[Chart]]] = {
     "tensors": _tensors,
     "features": _features,
     "scale": _scale,
+    "hedge": _hedge,
     "peers": _peers,
 }

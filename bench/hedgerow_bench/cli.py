@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ import cyclopts
 import numpy as np
 from cyclopts import Parameter
 
-from hedgerow_bench import cores, features, h2load, latency, loads, reports, scale, tensors, throughput
+from hedgerow_bench import cores, features, h2load, hedge, latency, loads, reports, scale, tensors, throughput
 from hedgerow_bench import swap as swaps
 from hedgerow_bench.contender import Contender, checked, over_grpc
 from hedgerow_bench.options import (
@@ -45,6 +46,7 @@ app = cyclopts.App(
   hedgerow bench latency --target 127.0.0.1:8001 --model arrival-delay
   hedgerow bench swap --moves 20 --seconds 60
   hedgerow bench features --entities 1
+  hedgerow bench hedge --rate 500 --seconds 20
   hedgerow bench peers mosec mlserver""",
     help_format="plaintext",
 )
@@ -251,6 +253,30 @@ def features_command(
     return _report("features", run, out, as_json=as_json)
 
 
+@app.command(name="hedge")
+def hedge_command(
+    *,
+    percent: Annotated[float, Parameter(help="Of the primary's calls stall.")] = 1.0,
+    stall: Annotated[float, Parameter(help="Milliseconds that they stall for.")] = 500.0,
+    rate: Annotated[float, Parameter(help="Requests per second, in open loop.")] = 500.0,
+    rounds: Rounds = 3,
+    seconds: Seconds = 15.0,
+    transport: Transport = "auto",
+    smoke: Smoke = False,
+    out: Out = DEFAULT_OUT,
+    as_json: AsJson = False,
+) -> int:
+    """The tail of a server that stalls now and then: alone, and hedged to a backup region."""
+    if smoke:
+        rate, rounds, seconds = 200.0, 1, 2.0
+
+    async def run(report: Report) -> Rows:
+        loop = replace(_loop(report, rounds, seconds, out), warm_up=min(3.0, seconds))
+        return await hedge.measure(hedge.Stalls(percent, stall, rate, transport), loop)
+
+    return _report("hedge", run, out, as_json=as_json)
+
+
 @app.command(name="peers")
 def peers_command(
     *names: Annotated[str, Parameter(help=f"Of {', '.join(peer.name for peer in PEERS)}; all without.")],
@@ -293,6 +319,7 @@ ALL: tuple[Callable[..., int], ...] = (
     scale_command,
     loads_command,
     swap,
+    hedge_command,
 )
 
 

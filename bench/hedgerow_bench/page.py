@@ -19,6 +19,7 @@ SECTIONS = {
     "tensors": "How fast are large inputs?",
     "features": "How fast are features joined?",
     "scale": "What do more workers, more models and no traffic change?",
+    "hedge": "What does hedging make of stalls?",
     "loads": "What does a caller notice while a model is loaded?",
     "swap": "What does a caller notice while versions change?",
 }

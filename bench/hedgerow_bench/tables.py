@@ -326,6 +326,40 @@ def _loads(report: Row) -> list[Table]:
     ]
 
 
+def _hedge(report: Row) -> list[Table]:
+    cells = tuple(
+        (
+            row["server"],
+            *_points(row["latency_ms"]),
+            with_spread(row["p99_9_ms"]),
+            with_spread(row["times_shorter"], ratio=True),
+            number(row["at_backup"]),
+            f"{row['extra_percent']:.2f} %",
+            number(row["requests"]),
+            number(row["failed"]),
+        )
+        for row in report["rows"]
+    )
+    first = report["rows"][0]
+    return [
+        Table(
+            f"{first['stalled_percent']:g} % of calls stall for {first['stall_ms']:g} ms, "
+            f"{first['rate']:,.0f} requests a second in open loop",
+            (
+                "server",
+                *_POINTS.values(),
+                "p99.9 of rounds",
+                "times shorter",
+                "at the backup",
+                "more requests",
+                "requests",
+                "failed",
+            ),
+            cells,
+        )
+    ]
+
+
 def _peers(report: Row) -> list[Table]:
     cells = []
     for row in report["rows"]:
@@ -367,5 +401,6 @@ _TABLES: dict[str, Callable[[Row], list[Table]]] = {
     "scale": _scale,
     "loads": _loads,
     "swap": _swap,
+    "hedge": _hedge,
     "peers": _peers,
 }
