@@ -127,6 +127,7 @@ def _build(
         poll_seconds=settings.registry.poll_seconds,
         on_change=rollout.desire,
         random=random.random,
+        before=state.desired,
     )
     return rollout, watcher
 

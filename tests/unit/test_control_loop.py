@@ -268,3 +268,17 @@ async def test_a_newer_snapshot_at_a_server_does_not_break_make_before_break(ben
     await bench.rollout.step()
     assert bench.rollout.hub.snapshot.version > 500
     assert bench.champion() == "1"
+
+
+async def test_new_tags_of_a_version_go_out_and_move_nothing(bench: Bench):
+    await bench.serve("1")
+    routes = list(bench.rollout.hub.snapshot.models[0].routes)
+    tagged = desired(champion="1")
+    tagged.models["m"].versions["1"].tags["cost_per_1k"] = "0.25"
+    bench.rollout.desire(tagged)
+    before = bench.rollout.hub.snapshot.version
+    await bench.rollout.step()
+    (model,) = bench.rollout.hub.snapshot.models
+    assert bench.rollout.hub.snapshot.version == before + 1
+    assert list(model.routes) == routes
+    assert dict(model.versions[0].tags) == {"cost_per_1k": "0.25"}

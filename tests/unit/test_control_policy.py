@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hedgerow_control.registry.desired import weights
 from hedgerow_control.rollout.policy import ModelPlan, ModelView, Override, plan
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -119,6 +120,34 @@ def test_the_champion_takes_what_the_other_roles_leave():
         ("economy", "3", 10),
         ("shadow", "4", 0),
     )
+
+
+percents = st.integers(0, 100)
+
+
+@given(percents, percents, st.sets(st.sampled_from(["challenger", "economy", "shadow"])), st.booleans())
+def test_the_weights_of_the_routes_are_the_tags_and_sum_to_everything(challenger, economy, roles, warm):
+    """A role without an alias, or not warm yet, leaves its share to the champion."""
+    challenger = min(challenger, 100 - economy)
+    view = replace(
+        ROLES,
+        wanted={role: version for role, version in ROLES.wanted.items() if role in {"champion", *roles}},
+        weights={"challenger": challenger, "economy": economy, "shadow": 0},
+        ready=ALL if warm else frozenset("1"),
+    )
+    shares = {role: weight for role, _, weight in one(view).routes}
+    assert sum(shares.values()) == 100
+    routed = roles if warm else set()
+    assert shares.get("challenger") == (challenger if "challenger" in routed else None)
+    assert shares.get("economy") == (economy if "economy" in routed else None)
+    assert not shares.get("shadow")
+
+
+def test_an_economy_alias_without_a_tag_takes_a_tenth():
+    wanted = {"champion": "1", "economy": "3"}
+    shares, _ = weights({}, wanted, None)
+    planned = one(replace(ROLES, wanted=wanted, weights=shares))
+    assert planned.routes == (("champion", "1", 90), ("economy", "3", 10))
 
 
 def test_a_role_that_is_not_warm_yet_leaves_its_share_to_the_champion():

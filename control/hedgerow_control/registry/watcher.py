@@ -1,7 +1,6 @@
 """Polls the registry and tells when what it asks for has changed.
 
-One search a poll, whatever the number of models and servers. Versions are
-looked up only when their model's aliases or tags have changed.
+`reader` says what one poll asks and what it makes of the answers.
 """
 
 from __future__ import annotations
@@ -13,17 +12,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from hedgerow_protos.names import model_name_problem
-
-from hedgerow_control.registry.client import NoSuchVersion, RegistryClient, RegistryError
-from hedgerow_control.registry.desired import (
-    DesiredModel,
-    DesiredState,
-    DesiredVersion,
-    ListedModel,
-    fingerprint,
-    weights,
-)
+from hedgerow_control.registry.client import RegistryClient, RegistryError
+from hedgerow_control.registry.desired import DesiredState
+from hedgerow_control.registry.reader import Reader
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +36,16 @@ class RegistryState:
 
 
 class Watcher:
-    """Owns the registry thread. `desired` is the last good reading, None before the first."""
+    """Owns the registry thread. `desired` is the last good reading, None before the first.
+
+    Args:
+        client: called in that thread only.
+        poll_seconds: between two polls, give or take a tenth.
+        on_change: is given each reading that differs from the one before.
+        random: 0 to 1, for the jitter.
+        clock: seconds, monotonic.
+        before: the last reading of an earlier process; see `Reader`.
+    """
 
     def __init__(
         self,
@@ -55,6 +55,7 @@ class Watcher:
         on_change: Callable[[DesiredState], None],
         random: Callable[[], float],
         clock: Callable[[], float] = time.monotonic,
+        before: DesiredState | None = None,
     ) -> None:
         self.state = RegistryState()
         self.desired: DesiredState | None = None
@@ -63,8 +64,7 @@ class Watcher:
         self._on_change = on_change
         self._random = random
         self._clock = clock
-        self._fingerprint = ""
-        self._listed: dict[str, ListedModel] = {}
+        self._reader = Reader(client, before)
         self._hint = asyncio.Event()
         self._waiting: list[asyncio.Future[None]] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="registry")
@@ -120,7 +120,7 @@ class Watcher:
         error: RegistryError | None = None
         try:
             loop = asyncio.get_running_loop()
-            changed = await loop.run_in_executor(self._thread, self._read)
+            changed = await loop.run_in_executor(self._thread, self._reader.read)
         except Exception as failure:  # noqa: BLE001 - see the next line
             # Whatever answers at that address: an older release, a proxy, something else.
             error = failure if isinstance(failure, RegistryError) else RegistryError(_explain(failure))
@@ -150,48 +150,6 @@ class Watcher:
                 future.set_result(None)
             else:
                 future.set_exception(error)
-
-    def _read(self) -> DesiredState | None:
-        """One reading, or None when nothing has changed. Runs in the registry thread."""
-        listing = self._client.served_models()
-        seen = fingerprint(listing)
-        if seen == self._fingerprint:
-            return None
-        before = self.desired.models if self.desired else {}
-        models: dict[str, DesiredModel] = {}
-        refused: dict[str, str] = {}
-        for listed in listing:
-            problem = model_name_problem(listed.name)
-            if problem:
-                refused[listed.name] = problem
-            elif self._listed.get(listed.name) == listed and listed.name in before:
-                models[listed.name] = before[listed.name]
-            else:
-                models[listed.name] = self._describe(listed, before.get(listed.name))
-        # Only now: an error above leaves the old fingerprint, and the next poll tries again.
-        self._fingerprint = seen
-        self._listed = {listed.name: listed for listed in listing}
-        return DesiredState(models, refused)
-
-    def _describe(self, listed: ListedModel, before: DesiredModel | None) -> DesiredModel:
-        shares, problems = weights(listed.tags)
-        versions: dict[str, DesiredVersion] = {}
-        same_aliases = before is not None and before.aliases == listed.aliases
-        missing = []
-        roles = sorted(listed.aliases.items())
-        if listed.newest and roles:
-            # Fetched and tried while it has no role yet: the next alias probably moves here.
-            roles.append(("", listed.newest))
-        for role, number in roles:
-            known = before.versions.get(number) if before is not None and same_aliases else None
-            if number in versions:
-                continue
-            try:
-                versions[number] = known or self._client.version(listed.name, number)
-            except NoSuchVersion:
-                if role:
-                    missing.append(f"alias {role} points at version {number}, which does not exist")
-        return DesiredModel(listed.name, dict(listed.aliases), shares, versions, (*problems, *missing))
 
 
 def _explain(error: Exception) -> str:
