@@ -146,8 +146,9 @@ class Answerer:
         """Routes every call that arrives from now on by `table`."""
         codecs: dict[Choice, TensorCodec] = {}
         for routes in table.models.values():
-            for choice in (*routes.versions.values(), *(choice for _, choice in routes.shares)):
-                codecs[choice] = self._codec(choice)
+            for choice in routes.choices():
+                if choice not in codecs:
+                    codecs[choice] = self._codec(choice)
         self._codecs = codecs
         self.table = table
         if self._hedger is not None:
@@ -392,6 +393,10 @@ class Answerer:
                 self._refuse(call, defect(call, error))
             else:
                 self._respond(call, payload)
+                assert call.choice is not None
+                tally = call.choice.tally
+                tally.requests += 1
+                tally.predictions += call.rows
         if model.breaker.is_wary:
             model.breaker.tally(len(calls))
         spent_ns = self._nanoseconds() - began

@@ -580,6 +580,52 @@ async def test_a_reply_says_which_trace_and_which_variant_only_when_it_matters(s
 
 
 @lanes
+async def test_answers_are_counted_by_variant_and_row_and_nothing_else_is(
+    start: Open, inline_below: float
+) -> None:
+    """A refused, failed or cancelled call has cost nobody anything that could be billed."""
+    of = [model("slow", version=v, max_batch_size=8, milliseconds=1.0) for v in ("1", "2")]
+    routes = [
+        Route(variant="champion", version="1", weight=50),
+        Route(variant="economy", version="2", weight=50),
+    ]
+    path = await start(table(*of, routes={"m": routes}), inline_below=inline_below)
+    asks = [
+        path.callers.call(
+            request({"x": [[0.0]] * (1 + i % 3)}, version="2" if i % 7 == 0 else ""),
+            metadata=[("hedgerow-route-key", f"caller {i}")],
+        )
+        for i in range(40)
+    ]
+    bad = path.callers.call(request({"x": [[0.0, 0.0]]}))
+    gone = path.callers.call(request({"x": [[0.0]]}))
+    gone.ended = True
+    path.answerer.answer([*asks, bad, gone])
+    await drained(path, *of)
+    rows: Counter[tuple[str, str]] = Counter()
+    calls: Counter[tuple[str, str]] = Counter()
+    for call in asks:
+        assert path.callers.of(call).code is OK
+        assert call.choice is not None
+        key = (call.choice.model.version, call.choice.variant)
+        rows[key] += call.rows
+        calls[key] += 1
+    assert set(rows) == {("1", "champion"), ("2", "economy"), ("2", "asked")}
+    counted = {(m.version, v): t for m in of for v, t in m.statistics.variants.items() if t.requests}
+    assert {key: (t.requests, t.predictions) for key, t in counted.items()} == {
+        key: (calls[key], rows[key]) for key in rows
+    }
+
+
+async def test_a_model_without_a_batch_makes_one_prediction_for_each_request(start: Open) -> None:
+    of = model("no_batch")
+    path = await start(table(of))
+    path.answerer.answer([path.callers.call(request({"x": np.zeros((2, 3), np.float32)})) for _ in range(3)])
+    await drained(path, of)
+    assert of.statistics.variants["champion"].predictions == 3
+
+
+@lanes
 async def test_a_swap_in_the_middle_changes_no_answer_under_way(start: Open, inline_below: float) -> None:
     """A request keeps the table it read: it is answered by the version it chose, named as such."""
     old = model("constant", version="1", value=1.0)

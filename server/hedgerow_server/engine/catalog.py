@@ -221,7 +221,7 @@ class Catalog:
             loses_routes = holding.routed and key not in wanted.routed
             handles[key] = holding.next_handle() if loses_routes else holding.handle()
             models[key.model][key.version] = handles[key]
-        table = RouteTable.build(wanted.snapshot_version, models, wanted.routes)
+        table = RouteTable.build(wanted.snapshot_version, models, wanted.routes, wanted.costs)
 
         self._publish(table)
         self._table = table

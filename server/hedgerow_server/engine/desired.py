@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from hedgerow_protos.hedgerow_control_pb2 import Model, ModelVersion, Route, Snapshot
+from hedgerow_protos.registry_tags import cost_of
+
+from hedgerow_server.routing.table import CHAMPION, ECONOMY
 
 #: The longest model name; as long as MLflow's.
 MAX_NAME = 256
@@ -48,9 +51,12 @@ class Desired:
 
     snapshot_version: int
     versions: Mapping[Key, ModelVersion]
-    #: Those that at least one route with a weight leads to.
+    #: Those that answer callers who name no version: a route with a weight leads to them, or they
+    #: are the economy variant to which the champion's callers may be moved under pressure.
     routed: frozenset[Key]
     routes: Mapping[str, Sequence[Route]]
+    #: Model -> version -> cost units of 1,000 predictions, where the registry has them.
+    costs: Mapping[str, Mapping[str, float]]
 
 
 def read(snapshot: Snapshot) -> Desired:
@@ -63,12 +69,19 @@ def read(snapshot: Snapshot) -> Desired:
     versions: dict[Key, ModelVersion] = {}
     routed: set[Key] = set()
     routes: dict[str, Sequence[Route]] = {}
+    costs: dict[str, dict[str, float]] = {}
     for model in snapshot.models:
         _check_name(model.name)
         if model.name in routes:
             raise SnapshotRefused(f"model {model.name!r} is listed twice", model.name)
         keys = _keys(model)
+        specs = {version.version: version.serving for version in model.versions}
         versions.update({keys[version.version]: version for version in model.versions})
+        relieved = any(
+            route.variant == CHAMPION and specs[route.version].overload.economy_under_pressure
+            for route in model.routes
+            if route.version in specs
+        )
         for route in model.routes:
             key = keys.get(route.version)
             if key is None:
@@ -78,10 +91,12 @@ def read(snapshot: Snapshot) -> Desired:
                     model.name,
                     route.version,
                 )
-            if route.weight:
+            if route.weight or (relieved and route.variant == ECONOMY):
                 routed.add(key)
         routes[model.name] = model.routes
-    return Desired(snapshot.version, versions, frozenset(routed), routes)
+        priced = {version.version: cost_of(version.tags) for version in model.versions}
+        costs[model.name] = {number: cost for number, cost in priced.items() if cost is not None}
+    return Desired(snapshot.version, versions, frozenset(routed), routes, costs)
 
 
 def _keys(model: Model) -> dict[str, Key]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass, field
 
+from hedgerow_server.engine.costs import Tally
+
 #: Upper bounds in seconds of the latency buckets: 10 µs times 2^(i/4), i < 88 (41 s).
 #: Part of the control protocol (hedgerow_control.proto, VersionStats).
 LATENCY_BOUNDS: tuple[float, ...] = tuple(1e-5 * 2 ** (i / 4) for i in range(88))
@@ -48,6 +50,12 @@ class VersionStatistics:
     waited: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
     #: Wall clock of the last run in milliseconds since the epoch.
     last_inference_ms: int = 0
+    #: Requests that its model answered, by the variant as which it was chosen.
+    variants: dict[str, Tally] = field(default_factory=dict)
+
+    def tally(self, variant: str) -> Tally:
+        """The counts of one variant; the caller keeps their number small."""
+        return self.variants.setdefault(variant, Tally())
 
     def answered(self, code: int, ns: int) -> None:
         """Counts one request that ended with gRPC status `code` after `ns` nanoseconds."""

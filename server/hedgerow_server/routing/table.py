@@ -6,22 +6,27 @@ whole table by one assignment, so no request ever sees half of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Protocol
 
+from hedgerow_server.engine.costs import Tally
 from hedgerow_server.engine.model import Model
 from hedgerow_server.errors import NotFound
 
-#: Variants in the order in which they take their share of the callers. The
-#: champion comes last: when a challenger's weight grows, callers move from the
-#: champion to it and never between the others.
-VARIANT_ORDER = ("challenger", "economy", "champion")
+CHAMPION = "champion"
+ECONOMY = "economy"
+#: Variants in the order in which they take their share of the callers. The champion has the middle:
+#: when the weight of another grows, callers move from the champion to it and nowhere else.
+VARIANT_ORDER = ("challenger", CHAMPION, ECONOMY)
 #: Mirrored, never chosen.
 SHADOW = "shadow"
 #: The variant of a request that named its version itself.
 ASKED = "asked"
+#: What other variants count as: a snapshot could name any number of them.
+OTHER = "other"
+_COUNTED = frozenset((*VARIANT_ORDER, ASKED))
 
 
 class Route(Protocol):
@@ -38,6 +43,12 @@ class Choice:
 
     model: Model
     variant: str
+    #: What this version has answered as this variant, over all tables.
+    tally: Tally = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        label = self.variant if self.variant in _COUNTED else OTHER
+        object.__setattr__(self, "tally", self.model.statistics.tally(label))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +59,38 @@ class ModelRoutes:
     versions: Mapping[str, Choice]
     #: Upper ends in (0, 1] of each share, and what answers there, ascending.
     shares: tuple[tuple[float, Choice], ...]
+    #: The first route of each variant but shadow, whatever its weight.
+    variants: Mapping[str, Choice]
+    #: Cost units of 1,000 predictions by version, where they are known.
+    costs: Mapping[str, float]
+
+    def choices(self) -> Iterator[Choice]:
+        """Everything that can be chosen here."""
+        yield from self.versions.values()
+        for _, choice in self.shares:
+            yield choice
+        for choice in self.variants.values():
+            yield choice
+
+    def economy_under_pressure(self) -> Choice | None:
+        """What may answer in the champion's place while the server has too much to do.
+
+        None: there is no economy variant, or the champion's serving.yaml does not allow it
+        (`overload.economy_under_pressure`). Not for a request that named its version.
+        """
+        champion, economy = self.variants.get(CHAMPION), self.variants.get(ECONOMY)
+        if champion is None or not champion.model.serving.overload.economy_under_pressure:
+            return None
+        return economy
+
+    def reprice(self) -> None:
+        """Counts what is answered from now on at these costs."""
+        champion = self.variants.get(CHAMPION)
+        other = None if champion is None else self.costs.get(champion.model.version)
+        for choice in self.choices():
+            # Nothing is saved by a version that was asked for, whatever it costs.
+            routed = choice.variant not in {CHAMPION, ASKED}
+            choice.tally.reprice(self.costs.get(choice.model.version), other if routed else None)
 
     def choose(self, caller: str, request: str) -> Choice:
         """The choice for a request that asked for no version.
@@ -89,6 +132,7 @@ class RouteTable:
         version: int,
         models: Mapping[str, Mapping[str, Model]],
         routes: Mapping[str, Sequence[Route]],
+        costs: Mapping[str, Mapping[str, float]] | None = None,
     ) -> RouteTable:
         """Builds a table from versions in memory and the routes of a snapshot.
 
@@ -96,11 +140,26 @@ class RouteTable:
             version: the snapshot's version.
             models: model name -> version -> the version in memory.
             routes: model name -> its routes; each must lead to a version in `models`.
+            costs: model name -> version -> cost units of 1,000 predictions, where they are known.
         """
+        known = costs or {}
         return cls(
             version,
-            {name: _model_routes(name, versions, routes.get(name, ())) for name, versions in models.items()},
+            {
+                name: _model_routes(name, versions, routes.get(name, ()), known.get(name, {}))
+                for name, versions in models.items()
+            },
         )
+
+    def economy_under_pressure(self, name: str) -> Choice | None:
+        """See `ModelRoutes.economy_under_pressure`; None also for a model that is not here."""
+        model = self.models.get(name)
+        return None if model is None else model.economy_under_pressure()
+
+    def reprice(self) -> None:
+        """Has what is answered from now on counted at this table's costs."""
+        for model in self.models.values():
+            model.reprice()
 
     def choose(self, name: str, version: str, caller: str, request: str) -> Choice:
         """The version that answers a request.
@@ -128,19 +187,29 @@ class RouteTable:
         return choice
 
 
-def _model_routes(name: str, versions: Mapping[str, Model], routes: Sequence[Route]) -> ModelRoutes:
-    taking = [route for route in routes if route.weight > 0 and route.variant != SHADOW]
-    taking.sort(key=lambda route: _rank(route.variant))
-    total = sum(route.weight for route in taking)
+def _model_routes(
+    name: str, versions: Mapping[str, Model], routes: Sequence[Route], costs: Mapping[str, float]
+) -> ModelRoutes:
+    answering = [
+        (route, Choice(versions[route.version], route.variant))
+        for route in sorted(routes, key=lambda route: _rank(route.variant))
+        if route.variant != SHADOW
+    ]
+    total = sum(route.weight for route, _ in answering)
     shares: list[tuple[float, Choice]] = []
+    variants: dict[str, Choice] = {}
     end = 0
-    for route in taking:
-        end += route.weight
-        shares.append((end / total, Choice(versions[route.version], route.variant)))
+    for route, choice in answering:
+        variants.setdefault(route.variant, choice)
+        if route.weight > 0:
+            end += route.weight
+            shares.append((end / total, choice))
     return ModelRoutes(
         name,
         {version: Choice(model, ASKED) for version, model in versions.items()},
         tuple(shares),
+        variants,
+        costs,
     )
 
 
