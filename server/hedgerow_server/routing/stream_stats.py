@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from hedgerow_protos.hedgerow_control_pb2 import Stats, VersionStats
+from hedgerow_protos.hedgerow_control_pb2 import Stats, VariantStats, VersionStats
 
+from hedgerow_server.engine.costs import Spent
 from hedgerow_server.engine.statistics import LATENCY_BOUNDS, VersionStatistics
 
 #: Versions whose sums are kept after they were dropped; they may come back.
@@ -29,12 +30,18 @@ class Counts:
     succeeded: int = 0
     failed: int = 0
     latency: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BOUNDS) + 1))
+    variants: dict[str, Spent] = field(default_factory=dict)
 
     @classmethod
     def of(cls, statistics: VersionStatistics) -> Counts:
         """The counters as they stand."""
         succeeded = statistics.requests.get(0, 0)
-        return cls(succeeded, sum(statistics.requests.values()) - succeeded, list(statistics.latency))
+        return cls(
+            succeeded,
+            sum(statistics.requests.values()) - succeeded,
+            list(statistics.latency),
+            {variant: tally.spent() for variant, tally in statistics.variants.items()},
+        )
 
     def add_growth(self, before: Counts, now: Counts) -> None:
         """Adds what came between two readings of the same counters."""
@@ -44,6 +51,9 @@ class Counts:
             total + new - old
             for total, new, old in zip(self.latency, now.latency, before.latency, strict=True)
         ]
+        for variant, spent in now.variants.items():
+            grown = spent.growth(before.variants.get(variant, Spent()))
+            self.variants[variant] = self.variants.get(variant, Spent()) + grown
 
 
 class StreamStats:
@@ -89,4 +99,15 @@ class StreamStats:
             succeeded=counts.succeeded,
             failed=counts.failed,
             latency_buckets=counts.latency,
+            variants=[
+                VariantStats(
+                    variant=variant,
+                    requests=spent.requests,
+                    predictions=spent.predictions,
+                    cost_units=spent.cost or 0.0,
+                    saved_units=spent.saved - spent.extra,
+                )
+                for variant, spent in counts.variants.items()
+                if spent.requests
+            ],
         )

@@ -148,7 +148,7 @@ class Subscription:
                 log.info("snapshot %d came", snapshot.version)
                 self._lost_because = ""
                 # The newest takes over from the others, so of these tasks few are alive.
-                applying = self._applier.apply(snapshot, partial(self._say, outbox))
+                applying = self._applier.apply(snapshot, partial(self._answer, outbox))
                 work.create_task(applying, name=f"apply snapshot {snapshot.version}")
             self._lost("it ended the stream")
         except grpc.aio.AioRpcError as error:
@@ -188,12 +188,20 @@ class Subscription:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(self._stats_seconds)
-            self._say(self._outbox, SubscribeRequest(stats=self._stats.read(self._catalog.models())))
+            self._tell_stats(self._outbox)
+
+    def _tell_stats(self, outbox: Outbox | None) -> None:
+        self._say(outbox, SubscribeRequest(stats=self._stats.read(self._catalog.models())))
+
+    def _answer(self, outbox: Outbox, message: SubscribeRequest) -> None:
+        if message.WhichOneof("kind") == "ack":
+            # Before it: the control plane can tell what was answered by the routes before.
+            self._tell_stats(outbox)
+        self._say(outbox, message)
 
     def _pass_on(self, report: VersionReport) -> None:
         if report.state == VERSION_STATE_DROPPED:
-            # Its last chance to be counted.
-            self._say(self._outbox, SubscribeRequest(stats=self._stats.read(self._catalog.models())))
+            self._tell_stats(self._outbox)  # its last chance to be counted
         self._say(self._outbox, SubscribeRequest(report=report))
 
     def _say(self, outbox: Outbox | None, message: SubscribeRequest) -> None:

@@ -36,8 +36,9 @@ class Gatherer:
         self._tables = 0
 
     def follow(self, table: RouteTable) -> None:
-        """Takes note of a route table that comes into force."""
+        """Takes note of a route table that comes into force, and counts by its prices."""
         self._tables += 1
+        table.reprice()
         for routes in table.models.values():
             for choice in routes.versions.values():
                 model = choice.model

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from hedgerow_server.engine.costs import Spent
 from hedgerow_server.engine.statistics import LATENCY_BOUNDS, VersionStatistics
 from hedgerow_server.telemetry.feature_metrics import FeatureSums
 from hedgerow_server.telemetry.hedge_metrics import BreakerSums, HedgeSums, add_breakers
@@ -51,6 +52,7 @@ class VersionSums(msgspec.Struct):
     output_ns: int = 0
     rows: int = 0
     batch_buckets: list[int] = msgspec.field(default_factory=lambda: [0] * (len(BATCH_BOUNDS) + 1))
+    variants: dict[str, Spent] = {}
 
     def add(self, other: VersionSums) -> None:
         """Adds another worker's, or an earlier worker's, sums of the same version."""
@@ -65,6 +67,8 @@ class VersionSums(msgspec.Struct):
         self.output_ns += other.output_ns
         self.rows += other.rows
         self.batch_buckets = _add(self.batch_buckets, other.batch_buckets)
+        for variant, spent in other.variants.items():
+            self.variants[variant] = self.variants.get(variant, Spent()) + spent
 
 
 class RouteWeight(msgspec.Struct, frozen=True):
@@ -234,6 +238,7 @@ def sums_of(model: str, version: str, statistics: VersionStatistics) -> VersionS
         output_ns=statistics.output_ns,
         rows=statistics.rows,
         batch_buckets=batches,
+        variants={variant: tally.spent() for variant, tally in statistics.variants.items()},
     )
 
 

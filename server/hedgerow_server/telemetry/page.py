@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from hedgerow_server.telemetry import feature_metrics, hedge_metrics
+from hedgerow_server.telemetry import cost_metrics, feature_metrics, hedge_metrics
 from hedgerow_server.telemetry.families import counter, cumulative, gauge
 from hedgerow_server.telemetry.metrics import BATCH_BOUNDS, REQUEST_BOUNDS, Dump, Process
 
@@ -77,6 +77,7 @@ class _Page(Collector):
         for counted in (*self._live.values(), *self._ended.values()):
             total.add_counters(counted)
         yield from _requests(total)
+        yield from cost_metrics.families(total.versions)
         yield from _gauges(self._live)
         yield from feature_metrics.families(total.features)
         yield from hedge_metrics.families(
