@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 
 from hedgerow_protos import hedgerow_control_pb2 as pb
+from hedgerow_protos.registry_tags import cost_of
 
 from hedgerow_control.registry.watcher import Watcher
 from hedgerow_control.rollout.loop import Rollout
 from hedgerow_control.snapshots.latency import percentile
 from hedgerow_control.snapshots.node import Counts, total
+from hedgerow_control.snapshots.traffic import Ledger, variants
 
 
 def gather(rollout: Rollout, watcher: Watcher, *, uri: str) -> pb.GetStatusResponse:
@@ -18,6 +20,7 @@ def gather(rollout: Rollout, watcher: Watcher, *, uri: str) -> pb.GetStatusRespo
     warm = Counter(
         key[:2] for node in rollout.hub.nodes.values() if node.connected for key in node.warm or ()
     )
+    ledgers = [(node.answered(), node.marks) for node in rollout.hub.nodes.values()]
     published = {model.name: model for model in rollout.hub.snapshot.models}
     desired = rollout.state.desired
     names = published.keys() | (desired.models.keys() if desired else set())
@@ -25,7 +28,15 @@ def gather(rollout: Rollout, watcher: Watcher, *, uri: str) -> pb.GetStatusRespo
         snapshot_version=rollout.hub.snapshot.version,
         registry=_registry(watcher, rollout.hub.clock(), uri),
         models=[
-            _model(rollout, name, published.get(name, pb.Model()), counts, warm) for name in sorted(names)
+            _model(
+                rollout,
+                name,
+                published.get(name, pb.Model()),
+                counts,
+                warm,
+                [Ledger(answered.get(name, {}), marks.get(name)) for answered, marks in ledgers],
+            )
+            for name in sorted(names)
         ],
     )
     for name, reason in sorted(desired.refused.items()) if desired else ():
@@ -63,6 +74,7 @@ def _model(
     published: pb.Model,
     counts: dict[tuple[str, str], Counts],
     warm: Counter[tuple[str, str]],
+    ledgers: list[Ledger],
 ) -> pb.ModelStatus:
     desired = rollout.state.desired.models.get(name) if rollout.state.desired else None
     states = {number: state for (model, number), state in rollout.preparer.states.items() if model == name}
@@ -83,8 +95,9 @@ def _model(
             stage = "serving"
         elif number in held:
             stage = "retained" if remembered and number in remembered.history else "published"
-        if number == champion and problems:
-            reason = f"{reason}; {problems}" if reason else problems
+        known = desired.versions.get(number) if desired else None
+        troubles = (reason, known.problem if known else "", problems if number == champion else "")
+        reason = "; ".join(trouble for trouble in troubles if trouble)
         done = counts.get((name, number), Counts())
         p50, p95, p99 = (percentile(done.buckets, fraction) * 1e3 for fraction in (0.5, 0.95, 0.99))
         versions.append(
@@ -106,4 +119,7 @@ def _model(
                 p99_ms=p99,
             )
         )
-    return pb.ModelStatus(name=name, routes=published.routes, versions=versions)
+    costs = {version.version: cost_of(version.tags) for version in published.versions}
+    return pb.ModelStatus(
+        name=name, routes=published.routes, versions=versions, variants=variants(published, ledgers, costs)
+    )

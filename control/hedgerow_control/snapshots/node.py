@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from hedgerow_protos import hedgerow_control_pb2 as pb
 
 from hedgerow_control.snapshots.latency import BUCKETS
+from hedgerow_control.snapshots.traffic import Answered, Mark, read_variants, routes_of
 
 #: Bounds on what one server can make us remember.
 MAX_VERSIONS = 1000
@@ -30,12 +31,16 @@ class Counts:
     succeeded: int = 0
     failed: int = 0
     buckets: list[int] = field(default_factory=lambda: [0] * BUCKETS)
+    #: Those answered, by the variant as which the version answered them.
+    variants: dict[str, Answered] = field(default_factory=dict)
 
     def add(self, other: Counts) -> None:
         """Adds another's numbers to these."""
         self.succeeded += other.succeeded
         self.failed += other.failed
         self.buckets = [a + b for a, b in zip(self.buckets, other.buckets, strict=True)]
+        for variant, answered in other.variants.items():
+            self.variants[variant] = self.variants.get(variant, Answered()) + answered
 
 
 @dataclass(slots=True)
@@ -66,6 +71,8 @@ class Node:
     #: Totals of streams that have ended, and of the present one.
     past: dict[tuple[str, str], Counts] = field(default_factory=dict)
     present: dict[tuple[str, str], Counts] = field(default_factory=dict)
+    #: By model: the routes it acknowledged last, and what it had answered when it took them up.
+    marks: dict[str, Mark] = field(default_factory=dict)
 
     @property
     def counts(self) -> bool:
@@ -114,6 +121,7 @@ class Node:
         self.warm = version_keys(answered)
         self.snapshot_version = answered.version
         self.left_behind, self.nacks, self.last_nack, self.resend_at = False, 0, "", None
+        self._mark(answered)
         return self.warm
 
     def nack(self, nack: pb.Nack, now: float) -> pb.Snapshot | None:
@@ -144,13 +152,15 @@ class Node:
                 self.packed.add(key)
 
     def stats(self, stats: pb.Stats) -> None:
-        """Totals since the stream opened."""
-        self.present = {
-            (v.model, v.model_version): Counts(
-                v.succeeded, v.failed, (list(v.latency_buckets) + [0] * BUCKETS)[:BUCKETS]
-            )
-            for v in stats.versions[:MAX_VERSIONS]
-        }
+        """Totals since the stream opened; of a version that it does not mention any more, the last."""
+        for v in stats.versions[:MAX_VERSIONS]:
+            # Taken out and put in again: at the front are those that were mentioned longest ago.
+            self.present.pop((v.model, v.model_version), None)
+            buckets = (list(v.latency_buckets) + [0] * BUCKETS)[:BUCKETS]
+            counts = Counts(v.succeeded, v.failed, buckets, read_variants(v.variants))
+            self.present[v.model, v.model_version] = counts
+        for key in list(self.present)[:-MAX_VERSIONS]:
+            del self.present[key]
 
     def overdue(self, now: float, seconds: float) -> bool:
         """Whether something sent that long ago is still unanswered."""
@@ -161,6 +171,24 @@ class Node:
         """Whether replies may still come from a version, by its own word."""
         state = self.states.get((model, version))
         return state in {pb.VERSION_STATE_SERVING, pb.VERSION_STATE_DRAINING}
+
+    def answered(self) -> dict[str, dict[str, Answered]]:
+        """What it has answered, by model and variant, whatever the version."""
+        result: dict[str, dict[str, Answered]] = {}
+        for part in (self.past, self.present):
+            for (model, _), counts in part.items():
+                variants = result.setdefault(model, {})
+                for variant, answered in counts.variants.items():
+                    variants[variant] = variants.get(variant, Answered()) + answered
+        return result
+
+    def _mark(self, snapshot: pb.Snapshot) -> None:
+        routes = {model.name: routes_of(model) for model in snapshot.models}
+        same = {name: mark for name, mark in self.marks.items() if mark.routes == routes.get(name)}
+        answered = self.answered() if len(same) < len(routes) else {}
+        self.marks = {
+            name: same.get(name) or Mark(taken, answered.get(name, {})) for name, taken in routes.items()
+        }
 
     def _answered(self, nonce: str) -> pb.Snapshot | None:
         """The snapshot with that nonce; it and older ones wait for no answer any more."""
