@@ -73,6 +73,12 @@ def test_every_command_can_speak_json(command, capsys):
         (["publish", __file__, "a b"], 2, "cannot name a model"),
         (["publish", __file__, "m", "--wait", "--alias", ""], 2, "--wait needs an alias"),
         (["publish", __file__, "m"], 2, "not a valid ONNX model"),
+        (
+            ["publish", __file__, "m", "--tag", "cost_per_1k=nan"],
+            2,
+            "tag cost_per_1k is 'nan'; expected a number",
+        ),
+        (["publish", __file__, "m", "--tag", "hedgerow.weight.economy=-1"], 2, "is '-1'; expected a whole"),
         (["up", "--ports", "some"], 2, "--ports"),
     ],
 )
@@ -191,6 +197,58 @@ def test_the_status_view_shows_every_part(capsys, monkeypatch):
     for part in ("snapshot 9", "unreachable: refused", "champion 90", "1.50", "n/0", "away", "too big"):
         assert part in shown
     assert "m 3: failed: custom op [x]" in shown, "text of others is not markup"
+
+
+def variant(name: str, version: str, weight: int, **more: float) -> pb.VariantStatus:
+    return pb.VariantStatus(variant=name, version=version, weight=weight, **more)
+
+
+SPLIT = [
+    variant("champion", "7", 90, served_share=0.902, cost_per_1k=1.5, predictions=9020, cost_units=13.53),
+    variant("economy", "8", 10, served_share=0.098, predictions=980, cost_units=0.294, saved_units=1.176),
+    variant("challenger", "9", 0, cost_per_1k=3, cost_units=3000, saved_units=-1500),
+    variant("asked", "", 0, requests=5, predictions=5, cost_units=0.0075),
+    variant("shadow", "10", 0),
+]
+
+
+def test_the_status_view_says_who_gets_which_share_and_what_that_costs(capsys, monkeypatch):
+    for width in ("200", "80"):
+        monkeypatch.setenv("COLUMNS", width)
+        output.console().print(view(pb.GetStatusResponse(models=[pb.ModelStatus(name="m", variants=SPLIT)])))
+        lines = {
+            line.split()[1]: " ".join(line.split())
+            for line in capsys.readouterr().out.splitlines()
+            if "m " in line
+        }
+        assert lines["champion"] == "m champion 7 90 % 90.2 % 9020 1.5 13.5300 -"
+        assert lines["economy"] == "m economy 8 10 % 9.8 % 980 - 0.2940 1.1760"
+        assert lines["challenger"] == "m challenger 9 0 % - 0 3 3,000 -1,500"
+        assert lines["asked"] == "m asked - - - 5 - 0.0075 -"
+        assert lines["shadow"] == "m shadow 10 0 % - 0 - - -"
+
+
+def test_the_status_view_sums_a_models_costs(capsys):
+    output.console().print(view(pb.GetStatusResponse(models=[pb.ModelStatus(name="m", variants=SPLIT)])))
+    (line,) = [
+        line.split() for line in capsys.readouterr().out.splitlines() if line.lstrip().startswith("all")
+    ]
+    assert line == ["all", "3,014", "-1,499"]
+
+
+@pytest.mark.parametrize(
+    "variants",
+    [[], [variant("champion", "1", 100)], [variant("champion", "1", 100), variant("shadow", "2", 0)]],
+)
+def test_a_model_that_splits_nobody_and_has_no_price_needs_no_such_table(variants, capsys):
+    output.console().print(view(pb.GetStatusResponse(models=[pb.ModelStatus(name="m", variants=variants)])))
+    assert "weight" not in capsys.readouterr().out
+
+
+def test_a_number_that_may_be_absent_is_null_in_json(capsys):
+    output.print_json(pb.VariantStatus(variant="economy", cost_per_1k=0.0))
+    read = json.loads(capsys.readouterr().out)
+    assert (read["served_share"], read["cost_per_1k"], read["cost_units"]) == (None, 0.0, 0.0)
 
 
 def test_the_status_view_keeps_words_whole_in_a_narrow_terminal(capsys, monkeypatch):

@@ -35,7 +35,7 @@ def print_json(value: object, *, indent: int | None = 2) -> None:
 def plain(value: Any) -> Any:
     """Messages, arrays and bytes as what JSON has; NaN and infinities as strings, like protobuf's JSON."""
     if isinstance(value, Message):
-        return {field.name: plain(getattr(value, field.name)) for field in value.DESCRIPTOR.fields}
+        return {field.name: _field(value, field) for field in value.DESCRIPTOR.fields}
     if isinstance(value, np.ndarray | np.generic):
         return plain(value.tolist())
     if isinstance(value, bytes):
@@ -47,6 +47,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, str | int | float | None):
         return value
     return [plain(item) for item in value]
+
+
+def _field(message: Message, field: Any) -> Any:
+    """A number that may be absent is null then; the rest has the values that protobuf gives them."""
+    absent = field.has_presence and field.message_type is None and not message.HasField(field.name)
+    return None if absent else plain(getattr(message, field.name))
 
 
 def print_error(

@@ -15,6 +15,7 @@ from rich.text import Text
 from hedgerow.cli import output
 from hedgerow.cli.endpoints import resolve
 from hedgerow.cli.options import Control, Json
+from hedgerow.cli.traffic import view as traffic_view
 from hedgerow.cli.unreachable import explained
 from hedgerow.errors import DeadlineExceeded, InvalidRequest, Unavailable
 from hedgerow.operator import Operator
@@ -34,7 +35,7 @@ def status(
     control: Control = None,
     json: Json = False,
 ) -> None:
-    """Show the registry, the servers, and each version's stage, traffic and latency."""
+    """Show the registry, the servers, each version's stage and latency, each variant's share and cost."""
     if not 0.1 <= interval <= 3600:
         raise InvalidRequest(f"--interval {interval:g}: expected 0.1 to 3600 seconds")
     with Operator(resolve("control", control)) as operator:
@@ -75,7 +76,9 @@ def view(answer: pb.GetStatusResponse) -> RenderableType:
         (state, "green" if registry.reachable else "red"),
         f", {read}",
     )
-    return Group(head, Text(), _versions(answer), Text(), _nodes(answer), *_reasons(answer))
+    return Group(
+        head, Text(), _versions(answer), *traffic_view(answer), Text(), _nodes(answer), *_reasons(answer)
+    )
 
 
 def _versions(answer: pb.GetStatusResponse) -> RenderableType:

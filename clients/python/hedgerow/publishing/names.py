@@ -1,10 +1,12 @@
-"""Which names a model may bear in the registry."""
+"""Which names and tags a model may bear in the registry."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from hedgerow_protos.names import model_name_problem
+from hedgerow_protos.registry_tags import COST_TAG, WEIGHT_PREFIX, TagError, parse_cost, parse_weight
 
 from hedgerow.errors import ModelRefused
 
@@ -26,3 +28,19 @@ def check_alias(alias: str) -> None:
             f"{alias[:60]!r} cannot be an alias: use letters, digits, '_' and '-'; 'latest' and 'v1' are"
             " MLflow's own. Hedgerow reads champion, challenger, economy and shadow"
         )
+
+
+def check_tags(tags: Mapping[str, str], version_tags: Mapping[str, str]) -> None:
+    """Raises ModelRefused for numbers that the control plane would not take.
+
+    Args:
+        tags: Of the model.
+        version_tags: Of the version.
+    """
+    numbers = [(key, text, parse_weight) for key, text in tags.items() if key.startswith(WEIGHT_PREFIX)]
+    costs = [(key, text, parse_cost) for key, text in version_tags.items() if key == COST_TAG]
+    for key, text, parse in (*numbers, *costs):
+        try:
+            parse(text)
+        except TagError as error:
+            raise ModelRefused(f"tag {key[:80]} is {error}") from None

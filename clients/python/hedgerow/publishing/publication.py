@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hedgerow.errors import FailedPrecondition
-from hedgerow.publishing.names import check_alias, check_model_name
+from hedgerow.publishing.names import check_alias, check_model_name, check_tags
 
 if TYPE_CHECKING:
     import onnx
@@ -69,7 +69,7 @@ def publish(
         progress: Called as the work goes on.
 
     Raises:
-        ModelRefused: The model, its name, alias or serving.yaml will not do; nothing was uploaded.
+        ModelRefused: The model, its name, alias, tags or serving.yaml will not do; nothing was uploaded.
         RegistryError: MLflow cannot be reached or refused.
         StoreError: The feature store cannot be reached.
     """
@@ -79,6 +79,7 @@ def publish(
     check_model_name(name)
     if alias is not None:
         check_alias(alias)
+    check_tags(tags or {}, version_tags or {})
     with _needed_packages():
         from hedgerow.publishing import address, model_check  # noqa: PLC0415
         from hedgerow.publishing import serving as serving_yaml  # noqa: PLC0415
