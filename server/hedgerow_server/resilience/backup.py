@@ -155,9 +155,11 @@ class Backup:
             return "no_time"
         return ""
 
-    def has_room(self) -> bool:
-        """Whether it said lately that it could take calls that are too many here."""
-        return self._clock() < self._utilization_at + LOAD_SECONDS and self._utilization < ROOM
+    def has_room(self) -> bool | None:
+        """Whether it said lately that it can take more; None if it said nothing of it."""
+        if self._clock() >= self._utilization_at + LOAD_SECONDS:
+            return None
+        return self._utilization < ROOM
 
     def median(self, model: str) -> float:
         """Seconds that half of the attempts for a model took at most; 0 without one."""

@@ -209,8 +209,11 @@ class Hedger:
             nonlocal first
             backup = self.backups[number - 1]
             obstacle = backup.obstacle(model, remaining)
-            if not obstacle and needs_room and not backup.has_room():
-                obstacle = "no_room"
+            if not obstacle and (needs_room or kind == HEDGE):
+                # A hedge is welcome until the backup says otherwise, what is too much here once it has said so.
+                has_room = backup.has_room()
+                if has_room is False or (needs_room and has_room is None):
+                    obstacle = "no_room"
             first = first or obstacle
             return not obstacle
 
