@@ -47,6 +47,10 @@ class Policy:
         failed: Opens when this share of the calls in the window failed.
         slow_after: A call that takes longer is slow, also before it ends.
         slow: Opens when this share of the calls in the window was slow.
+        in_a_row: Opens when so many calls one after the other failed or were slow, and no good one ended
+            between them; 0: however many. What has answered nothing for a moment is noticed by this, though
+            the window is full of good calls.
+        silence: Seconds that such a row must have lasted: a short stall of many calls at once is none.
         open_for: How long nothing is let through.
         probes: Good calls in a row that close it.
     """
@@ -56,6 +60,8 @@ class Policy:
     failed: float = 0.5
     slow_after: float = math.inf
     slow: float = 0.5
+    in_a_row: int = 0
+    silence: float = 0.25
     open_for: float = 1.0
     probes: int = 3
 
@@ -63,12 +69,13 @@ class Policy:
 class Token:
     """Leave to make one call; must be ended exactly once, later endings do nothing."""
 
-    __slots__ = ("_breaker", "_era", "ended", "overdue", "started")
+    __slots__ = ("_breaker", "_era", "ended", "overdue", "slow_after", "started")
 
-    def __init__(self, breaker: Breaker, era: int, started: float) -> None:
+    def __init__(self, breaker: Breaker, era: int, started: float, slow_after: float) -> None:
         self._breaker = breaker
         self._era = era
         self.started = started
+        self.slow_after = slow_after
         self.ended = False
         #: Counted as slow already, while under way.
         self.overdue = False
@@ -80,6 +87,10 @@ class Token:
             duration: Seconds that the call took, where that is not the time since the token was acquired.
         """
         self._breaker._end(self, self._era, failed=False, duration=duration, reason="")  # noqa: SLF001 - one object in two parts
+
+    def late(self) -> None:
+        """The call is slow, though it has not ended: it counts so from now on, once, however it ends."""
+        self._breaker._late(self, self._era)  # noqa: SLF001 - as above
 
     def failure(self, reason: str = "") -> None:
         """The dependency did not answer, not in time, or with an error of its own."""
@@ -136,6 +147,9 @@ class Breaker:
         self._outstanding: deque[Token] = deque()
         self._probe: Token | None = None
         self._good_probes = 0
+        # Calls that failed or were slow since the last good one, and when the first of them began.
+        self._row = 0
+        self._row_began = 0.0
 
     def __repr__(self) -> str:
         return f"<Breaker {self.name} {self.state.name.lower()}{': ' + self.reason if self.reason else ''}>"
@@ -150,8 +164,13 @@ class Breaker:
         self._look_at_overdue(self._clock())
         return self.state
 
-    def acquire(self) -> Token | None:
-        """Leave to call the dependency now, or None; whoever gets a token ends it."""
+    def acquire(self, slow_after: float | None = None) -> Token | None:
+        """Leave to call the dependency now, or None; whoever gets a token ends it.
+
+        Args:
+            slow_after: Seconds after which this call is slow, where the policy's do not fit it. Whoever gives
+                them says `late` himself when they are over and the call is still under way.
+        """
         now = self._clock()
         self._look_at_overdue(now)
         if self.state is State.OPEN:
@@ -163,12 +182,15 @@ class Breaker:
             if self._probe is not None:
                 self.refused += 1
                 return None
-            self._probe = Token(self, self._era, now)
+            self._probe = self._token(now, slow_after)
             return self._probe
-        token = Token(self, self._era, now)
-        if self.policy.slow_after < math.inf:
+        token = self._token(now, slow_after)
+        if slow_after is None and token.slow_after < math.inf:
             self._outstanding.append(token)
         return token
+
+    def _token(self, now: float, slow_after: float | None) -> Token:
+        return Token(self, self._era, now, self.policy.slow_after if slow_after is None else slow_after)
 
     def tally(self, calls: int = 0, failed: int = 0, reason: str = "") -> None:
         """Counts calls that needed no leave since the breaker was closed when they began.
@@ -199,7 +221,7 @@ class Breaker:
             return
         now = self._clock()
         took = now - token.started if duration is None else duration
-        slow = took > self.policy.slow_after
+        slow = took > token.slow_after
         if token is self._probe:
             self._probe = None
             if failed or slow:
@@ -209,9 +231,28 @@ class Breaker:
             if self._good_probes >= self.policy.probes:
                 self._change(State.CLOSED, now, "")
             return
+        if failed or (slow and not token.overdue):
+            self._count_in_row(token)
+        elif not token.overdue:
+            self._row = 0
         self._record(now, calls=not token.overdue, failed=failed, slow=slow and not token.overdue, why=reason)
         while self._outstanding and self._outstanding[0].ended:
             self._outstanding.popleft()
+
+    def _late(self, token: Token, era: int) -> None:
+        if token.ended or token.overdue or era != self._era:
+            return
+        now = self._clock()
+        if token is self._probe:
+            self._open(now, f"a probe was not answered within {now - token.started:.3f} s")
+            return
+        token.overdue = True
+        self._count_in_row(token)
+        self._record(now, calls=True, failed=False, slow=True, why="")
+
+    def _count_in_row(self, token: Token) -> None:
+        self._row_began = min(self._row_began, token.started) if self._row else token.started
+        self._row += 1
 
     def _drop(self, token: Token) -> None:
         token.ended = True
@@ -221,14 +262,16 @@ class Breaker:
     def _look_at_overdue(self, now: float) -> None:
         """Counts calls as slow while they are under way: a dependency that hangs ends none."""
         limit = self.policy.slow_after
-        if self._probe is not None and now - self._probe.started > limit:
-            self._open(now, f"a probe was not answered within {limit:g} s")
+        probe = self._probe
+        if probe is not None and now - probe.started > probe.slow_after:
+            self._open(now, f"a probe was not answered within {probe.slow_after:g} s")
             return
         outstanding = self._outstanding
         while outstanding and (outstanding[0].ended or now - outstanding[0].started > limit):
             token = outstanding.popleft()
             if not token.ended:
                 token.overdue = True
+                self._count_in_row(token)
                 self._record(now, calls=True, failed=False, slow=True, why="")
                 # If that opened the breaker, `outstanding` is empty now.
 
@@ -247,16 +290,21 @@ class Breaker:
         current.slow += slow
         if not (failed or slow):
             return
+        last = f"; the last: {why}" if why else ""
+        if policy.in_a_row and self._row >= policy.in_a_row and now - self._row_began >= policy.silence:
+            self._open(now, f"{self._row} calls in a row failed or were slow{last}")
+            return
         recent = self._recent(now)
         total = sum(part.calls for part in recent)
         if total < policy.minimum:
             return
         all_failed, all_slow = sum(part.failed for part in recent), sum(part.slow for part in recent)
-        last = f"; the last: {why}" if why else ""
         if all_failed >= policy.failed * total:
             self._open(now, f"{all_failed} of {total} calls failed{last}")
         elif all_slow >= policy.slow * total:
-            self._open(now, f"{all_slow} of {total} calls took longer than {policy.slow_after:g} s{last}")
+            limit = policy.slow_after
+            slow_how = f"took longer than {limit:g} s" if limit < math.inf else "were slow"
+            self._open(now, f"{all_slow} of {total} calls {slow_how}{last}")
 
     def _open(self, now: float, reason: str) -> None:
         self.trips += 1
@@ -270,6 +318,7 @@ class Breaker:
         self._good_probes = 0
         self._probe = None
         self._outstanding.clear()
+        self._row = 0
         self._slices = [_Slice() for _ in range(_SLICES)]
         if self._on_change is not None:
             self._on_change(self)

@@ -69,6 +69,10 @@ class Budget:
         self.tokens -= 1.0
         return True
 
+    def refund(self) -> None:
+        """Gives the token of an attempt back that was never sent."""
+        self.tokens = min(self.burst, self.tokens + 1.0)
+
     @property
     def fullness(self) -> float:
         """From 0, empty, to 1."""
@@ -105,10 +109,11 @@ class Percentiles:
             return False
         self._at = now
         taken = self._taken
+        if not taken:
+            taken.append((now, [0] * len(counts)))
         while len(taken) > 1 and taken[1][0] <= now - self._step * self.STEPS:
             taken.popleft()
-        before = taken[0][1] if taken else [0] * len(counts)
-        self._counts = [new - old for new, old in zip(counts, before, strict=True)]
+        self._counts = [new - old for new, old in zip(counts, taken[0][1], strict=True)]
         taken.append((now, list(counts)))
         return True
 
@@ -184,28 +189,30 @@ class Race:
         targets: How many there are, the primary included.
     """
 
-    __slots__ = ("_next", "_targets", "over", "pending")
+    __slots__ = ("_left", "over", "pending")
 
     def __init__(self, targets: int) -> None:
-        self._targets = targets
-        self._next = 1
+        # Numbers of the attempts that were not made yet, in order.
+        self._left = list(range(1, targets))
         #: Attempts that have not ended.
         self.pending = {0}
         #: Somebody has won, or nobody can any more.
         self.over = False
 
     def __repr__(self) -> str:
-        return f"<Race {'over' if self.over else sorted(self.pending)}, next {self._next} of {self._targets}>"
+        return f"<Race {'over' if self.over else sorted(self.pending)}, left {self._left}>"
 
     def begin(self, usable: Callable[[int], bool]) -> int | None:
-        """Begins the next attempt: at the next target, in order, that is usable; None if there is none left.
+        """Begins the next attempt: at the first target, in order, that is usable and had none.
 
-        One that is not usable now is passed over for good: the request has no time to come back to it.
+        Returns:
+            Its number; None if there is none. One that is not usable now may be so later.
         """
-        while not self.over and self._next < self._targets:
-            number = self._next
-            self._next += 1
+        if self.over:
+            return None
+        for place, number in enumerate(self._left):
             if usable(number):
+                del self._left[place]
                 self.pending.add(number)
                 return number
         return None
