@@ -210,7 +210,7 @@ class Hedger:
             backup = self.backups[number - 1]
             obstacle = backup.obstacle(model, remaining)
             if not obstacle and (needs_room or kind == HEDGE):
-                # A hedge is welcome until the backup says otherwise, what is too much here once it has said so.
+                # A hedge is welcome unless the backup says no, what is too much here if it says yes.
                 has_room = backup.has_room()
                 if has_room is False or (needs_room and has_room is None):
                     obstacle = "no_room"
