@@ -10,14 +10,22 @@ class LatencyModel:
         first_guess: seconds, believed until the first run is observed.
     """
 
-    __slots__ = ("_averages",)
+    __slots__ = ("_averages", "_young")
 
-    #: Weight of the newest run. A tenth: one descheduled run does not send a
-    #: small model to the threads, a model that became slow goes there in ten.
+    #: Weight of the newest run.
     NEWEST = 0.1
+    #: A run counts as so many times the average at most. A run of 5 µs whose thread is descheduled
+    #: seems to take 3 ms; taken as it is, it would send the next ten to a thread, each at ten times
+    #: its cost. A model that became slow goes there in ten runs all the same.
+    SLOWEST = 8.0
+    #: The first guess comes from a cold run, and the first runs may be cold too: of so many, one that
+    #: is far below the average takes its place at once.
+    FIRST_RUNS = 16
 
     def __init__(self, first_guess: float) -> None:
         self._averages: list[float | None] = [first_guess]
+        # Runs of one row that are still among the first.
+        self._young = self.FIRST_RUNS
 
     def __repr__(self) -> str:
         known = {2**i: f"{s * 1e6:.0f}µs" for i, s in enumerate(self._averages) if s is not None}
@@ -48,8 +56,11 @@ class LatencyModel:
         while len(averages) <= i:
             averages.append(None)
         average = averages[i]
-        if average is None or (i == 0 and seconds < average / 4):
-            # The first guess comes from a cold run; what is far below it replaces it at once.
+        if i == 0 and self._young:
+            self._young -= 1
+            if average is not None and seconds < average / 4:
+                average = None
+        if average is None:
             averages[i] = seconds
         else:
-            averages[i] = average + self.NEWEST * (seconds - average)
+            averages[i] = average + self.NEWEST * (min(seconds, self.SLOWEST * average) - average)
