@@ -24,7 +24,10 @@ EXACT_ROWS = 1024
 
 @dataclass(slots=True)
 class VersionStatistics:
-    """Counters of one version in one process; nanoseconds where a name ends in `_ns`."""
+    """Counters of one version in one process; nanoseconds where a name ends in `_ns`.
+
+    Each number is kept once: what follows from others is worked out by who reads it.
+    """
 
     #: Requests answered, by gRPC status code number (0 is success).
     requests: dict[int, int] = field(default_factory=dict)
@@ -37,52 +40,87 @@ class VersionStatistics:
     queue_ns: int = 0
     #: How long requests waited for features, in sum.
     join_ns: int = 0
-    #: Rows answered, runs, and their parts in sum.
-    rows: int = 0
-    runs: int = 0
-    input_ns: int = 0
-    run_ns: int = 0
-    output_ns: int = 0
-    #: Runs by number of rows, above EXACT_ROWS rounded up: rows -> [runs, input_ns, run_ns, output_ns].
+    #: Runs by number of rows, above EXACT_ROWS rounded up:
+    #: rows -> [runs, input_ns, run_ns, output_ns, rows in all].
     batches: dict[int, list[int]] = field(default_factory=dict)
-    #: The same seen from the requests, of which all in a run wait for the whole of it:
-    #: [requests, input_ns, run_ns, output_ns].
-    waited: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
     #: Wall clock of the last run in milliseconds since the epoch.
     last_inference_ms: int = 0
     #: Requests that its model answered, by the variant as which it was chosen.
     variants: dict[str, Tally] = field(default_factory=dict)
+    # What `waited` is more than `batches`: of each run of n requests the times for n - 1 of them.
+    _company: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
 
     def tally(self, variant: str) -> Tally:
         """The counts of one variant; the caller keeps their number small."""
         return self.variants.setdefault(variant, Tally())
 
-    def answered(self, code: int, ns: int) -> None:
-        """Counts one request that ended with gRPC status `code` after `ns` nanoseconds."""
-        self.requests[code] = self.requests.get(code, 0) + 1
+    def answered(self, code: int, *total_ns: int) -> None:
+        """Counts requests that ended with gRPC status `code`, each after so many nanoseconds."""
+        self.requests[code] = self.requests.get(code, 0) + len(total_ns)
         if code == 0:
-            self.success_ns += ns
+            self.success_ns += sum(total_ns)
         else:
-            self.fail_ns += ns
-        self.latency[bisect_left(_BOUNDS_NS, ns)] += 1
+            self.fail_ns += sum(total_ns)
+        latency = self.latency
+        for ns in total_ns:
+            latency[bisect_left(_BOUNDS_NS, ns)] += 1
 
     def ran(self, rows: int, input_ns: int, run_ns: int, output_ns: int, *, requests: int = 1) -> None:
         """Counts one run over `rows` rows of `requests` requests."""
-        self.rows += rows
-        self.runs += 1
-        self.input_ns += input_ns
-        self.run_ns += run_ns
-        self.output_ns += output_ns
         size = rows if rows <= EXACT_ROWS else 1 << (rows - 1).bit_length()
         batch = self.batches.get(size)
         if batch is None:
-            batch = self.batches[size] = [0, 0, 0, 0]
+            batch = self.batches[size] = [0, 0, 0, 0, 0]
         batch[0] += 1
         batch[1] += input_ns
         batch[2] += run_ns
         batch[3] += output_ns
-        waited = self.waited
-        waited[0] += requests
-        waited[1] += requests * input_ns
-        waited[2] += requests * run_ns
-        waited[3] += requests * output_ns
+        batch[4] += rows
+        if requests > 1:
+            others, company = requests - 1, self._company
+            company[0] += others
+            company[1] += others * input_ns
+            company[2] += others * run_ns
+            company[3] += others * output_ns
+
+    @property
+    def rows(self) -> int:
+        """Rows answered."""
+        return self._sum(4)
+
+    @property
+    def runs(self) -> int:
+        """Runs that gave outputs."""
+        return self._sum(0)
+
+    @property
+    def input_ns(self) -> int:
+        """What putting the inputs of all runs together took."""
+        return self._sum(1)
+
+    @property
+    def run_ns(self) -> int:
+        """What all runs took."""
+        return self._sum(2)
+
+    @property
+    def output_ns(self) -> int:
+        """What writing the replies of all runs took."""
+        return self._sum(3)
+
+    @property
+    def waited(self) -> tuple[int, int, int, int]:
+        """Runs seen from the requests, of which all in one wait for the whole of it.
+
+        Requests, and the input_ns, run_ns and output_ns that they waited.
+        """
+        requests, input_ns, run_ns, output_ns = self._company
+        return (
+            requests + self.runs,
+            input_ns + self.input_ns,
+            run_ns + self.run_ns,
+            output_ns + self.output_ns,
+        )
+
+    def _sum(self, part: int) -> int:
+        return sum([batch[part] for batch in self.batches.values()])

@@ -218,6 +218,6 @@ def _statistics(model: Model) -> oip.ModelStatistics:
                 compute_infer=duration(count=runs, ns=run_ns),
                 compute_output=duration(count=runs, ns=output_ns),
             )
-            for rows, (runs, input_ns, run_ns, output_ns) in sorted(of.batches.items())
+            for rows, (runs, input_ns, run_ns, output_ns, _) in sorted(of.batches.items())
         ],
     )
