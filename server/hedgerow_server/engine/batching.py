@@ -9,7 +9,6 @@ batch forms, so a batch never depends on a request that nobody waits for.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -114,7 +113,7 @@ class BatchQueue(Generic[W]):
         #: Whether requests may wait for company; if not, `due` is always now.
         self.waits = wait.seconds > 0
         # The first line is the next to be served.
-        self._lines: dict[Hashable, deque[W]] = {}
+        self._lines: dict[Hashable, list[W]] = {}
         #: Requests that wait; the same as `len`, which costs a call.
         self.length = 0
         self._rows = 0
@@ -132,8 +131,9 @@ class BatchQueue(Generic[W]):
         kind: Hashable = id(request) if request.kind is None else request.kind
         line = self._lines.get(kind)
         if line is None:
-            line = self._lines[kind] = deque()
-        line.append(request)
+            self._lines[kind] = [request]
+        else:
+            line.append(request)
         self.length += 1
         self._rows += request.rows
 
@@ -168,7 +168,7 @@ class BatchQueue(Generic[W]):
         dues = [self._due(line, expected) for line in self._lines.values()]
         return max(now, min(dues, default=now))
 
-    def _due(self, line: deque[W], expected: float) -> float:
+    def _due(self, line: list[W], expected: float) -> float:
         wait = self._wait
         full = wait.preferred[-1] if wait.preferred else self._max_rows
         due = float("inf")
@@ -202,28 +202,35 @@ class BatchQueue(Generic[W]):
             The batch, empty if nothing is due; and the requests that ran out of
             time while waiting, which somebody must tell so.
         """
-        if self.length == 1:
-            return self._take_only(now)
-        batch: list[W] = []
-        expired: list[W] = []
         # Whose deadline is later than this has time for any batch.
         ample = now + expected
         lines = self._lines
+        if len(lines) == 1 and self._rows <= self._max_rows and not self.waits:
+            # Nearly always: they fit together, all have time, nobody has left. Then the line is the batch.
+            (line,) = lines.values()
+            for request in line:
+                if request.ended or request.deadline <= ample:
+                    break
+            else:
+                lines.clear()
+                self.length = self._rows = 0
+                return line, []
+        batch: list[W] = []
+        expired: list[W] = []
         while lines and not batch:
             kind = self._next_kind(now, expected)
             if kind is _NOT_DUE:
                 break
             line = lines.pop(kind)
             room = self._room(line)
-            taken = 0
+            taken = passed = 0
             earliest = float("inf")
-            while line:
-                request = line[0]
+            for request in line:
                 rows = request.rows
                 if request.ended:
-                    line.popleft()
+                    pass
                 elif request.deadline <= now:
-                    expired.append(line.popleft())
+                    expired.append(request)
                 elif not batch or taken + rows <= room:
                     deadline = request.deadline
                     if deadline < ample and expect is not None and now + expect(rows) > deadline:
@@ -231,13 +238,15 @@ class BatchQueue(Generic[W]):
                     earliest = min(earliest, deadline)
                     if earliest < ample and batch and expect and now + expect(taken + rows) > earliest:
                         break
-                    batch.append(line.popleft())
+                    batch.append(request)
                     taken += rows
                 else:
                     break
-                self.length -= 1
+                passed += 1
                 self._rows -= rows
-            if line:
+            self.length -= passed
+            if passed < len(line):
+                del line[:passed]
                 lines[kind] = line
         return batch, expired
 
@@ -249,26 +258,17 @@ class BatchQueue(Generic[W]):
             return _NOT_DUE
         return next(iter(self._lines))
 
-    def _room(self, line: deque[W]) -> int:
+    def _room(self, line: list[W]) -> int:
         if not self._wait.preferred:
             return self._max_rows
         waiting = sum([request.rows for request in line if not request.ended])
         return max((rows for rows in self._wait.preferred if rows <= waiting), default=self._max_rows)
 
-    def _take_only(self, now: float) -> tuple[list[W], list[W]]:
-        # The same as below for a single request, the usual case where load is low and latency is all.
-        _, line = self._lines.popitem()
-        self.length = self._rows = 0
-        request = line[0]
-        if request.ended:
-            return [], []
-        return ([request], []) if request.deadline > now else ([], [request])
-
     def expire(self, now: float) -> list[W]:
         """Takes out the requests that ran out of time, and forgets those that ended."""
         expired: list[W] = []
         for kind, line in list(self._lines.items()):
-            kept: deque[W] = deque()
+            kept: list[W] = []
             for request in line:
                 if not request.ended and request.deadline > now:
                     kept.append(request)
