@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import grpc
@@ -185,13 +185,23 @@ _LONGEST_ID = 128
 _READ = frozenset(("traceparent", "x-request-id", ROUTE_KEY, PREVIOUS_ATTEMPTS, ATTEMPT))
 
 
+def _ids() -> Iterator[tuple[str, str]]:
+    """Pairs of a trace id and a span id, random; the digits for many are made at once."""
+    while True:
+        digits = random.randbytes(24 * 256).hex()  # noqa: S311 - ids, not secrets
+        for at in range(0, len(digits), 48):
+            yield digits[at : at + 32], digits[at + 32 : at + 48]
+
+
+_next_ids = _ids().__next__
+
+
 def read_trace(metadata: Metadata) -> Trace:
     """Reads `traceparent`, `x-request-id`, `hedgerow-route-key` and which attempt it is; malformed is absent.
 
-    A trace that no caller began is given its ids in one go: they are ids, not secrets.
+    On the event loop's thread only.
     """
-    ids = f"{random.getrandbits(192):048x}"
-    span_id, trace_id = ids[:16], ids[16:]
+    trace_id, span_id = _next_ids()
     for key, _ in metadata:
         if key in _READ:
             return _continue_trace(metadata, trace_id, span_id)

@@ -48,7 +48,11 @@ def test_a_malformed_traceparent_counts_as_absent(value: str | bytes) -> None:
 
 
 def test_calls_without_a_trace_get_traces_of_their_own() -> None:
-    assert len({read_trace(()).trace_id for _ in range(100)}) == 100
+    traces = [read_trace(()) for _ in range(1000)]
+    assert len({trace.trace_id for trace in traces}) == 1000
+    parents = [str(dict(trace.trailing)["traceparent"]) for trace in traces]
+    assert all(re.fullmatch("00-[0-9a-f]{32}-[0-9a-f]{16}-00", parent) for parent in parents)
+    assert len({parent[36:52] for parent in parents}) == 1000
 
 
 def test_the_callers_request_id_is_given_back() -> None:
