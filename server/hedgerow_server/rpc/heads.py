@@ -37,6 +37,7 @@ _RAW_TAG = 0x3A  # field 7, length-delimited
 _NAME_TAG, _VERSION_TAG, _ID_TAG = 0x0A, 0x12, 0x1A
 _AN_ID = b"\x1a\x01?"
 _ONE_BYTE = 0x80  # lengths below it take one byte
+_NONE: dict[int, dict[bytes, Head]] = {}
 
 
 class Head:
@@ -49,31 +50,25 @@ class Head:
         is_known: Whether it is remembered, so that others may remember what they found out about it.
     """
 
-    __slots__ = ("_separators", "_size", "_spans", "is_known", "model_name", "model_version", "timeout_us")
+    __slots__ = ("_separators", "_spans", "is_known", "model_name", "model_version", "timeout_us")
 
     def __init__(self, model_name: str, model_version: str, timeout_us: int) -> None:
         self.model_name = model_name
         self.model_version = model_version
         self.timeout_us = timeout_us
         self.is_known = False
-        # Of a message without id: its length, where the tensors lie in it, and what stands between them.
-        self._size = 0
+        # Of a message without id: where the tensors lie in it, and what stands between them.
         self._spans: tuple[tuple[int, int], ...] = ()
         self._separators: tuple[tuple[int, bytes], ...] = ()
 
     def fits(self, payload: bytes, shift: int) -> bool:
-        """Whether a message that begins as this head does also goes on as it says, to its very end."""
-        if len(payload) - shift != self._size:
-            return False
+        """Whether a message that begins as this head does, and is as long, goes on as it says."""
         return not self._separators or all(
             payload.startswith(tag, at + shift) for at, tag in self._separators
         )
 
-    def learn(
-        self, size: int, spans: tuple[tuple[int, int], ...], separators: tuple[tuple[int, bytes], ...]
-    ) -> None:
+    def learn(self, spans: tuple[tuple[int, int], ...], separators: tuple[tuple[int, bytes], ...]) -> None:
         """Takes the layout of a message without its id; from then on it is known."""
-        self._size = size
         self._spans = spans
         self._separators = separators
         self.is_known = True
@@ -95,12 +90,12 @@ class Heads:
     """Holds the heads of earlier requests."""
 
     def __init__(self) -> None:
-        self._heads: dict[bytes, Head] = {}
-        # Length of a message without its id -> the lengths of the heads that such messages had.
-        self._sizes: dict[int, tuple[int, ...]] = {}
+        # Length of a message without its id -> length of a head that such a message had -> the heads.
+        self._known: dict[int, dict[int, dict[bytes, Head]]] = {}
+        self._count = 0
 
     def __len__(self) -> int:
-        return len(self._heads)
+        return self._count
 
     def find(self, payload: bytes) -> tuple[Head, str, int] | None:
         """The remembered head of a message.
@@ -108,15 +103,15 @@ class Heads:
         Returns:
             The head, the request's id and how many bytes it takes in the message; None if the head is new.
         """
-        for size in self._sizes.get(len(payload), ()):
-            head = self._heads.get(payload[:size])
+        for size, heads in self._known.get(len(payload), _NONE).items():
+            head = heads.get(payload[:size])
             if head is not None and head.fits(payload, 0):
                 return head, "", 0
         begin, end = _id_span(payload)
         shift = end - begin
         if shift:
-            for size in self._sizes.get(len(payload) - shift, ()):
-                head = self._heads.get(payload[:begin] + payload[end : size + shift])
+            for size, heads in self._known.get(len(payload) - shift, _NONE).items():
+                head = heads.get(payload[:begin] + payload[end : size + shift])
                 if head is not None and head.fits(payload, shift):
                     try:
                         return head, payload[begin + 2 : end].decode(), shift
@@ -167,18 +162,19 @@ class Heads:
         if alone.id != "?" or alone.raw_input_contents:
             return
         length = len(payload) - shift
-        if len(self._heads) >= KNOWN_HEADS or len(self._sizes) >= KNOWN_HEADS:
-            self._heads.clear()
-            self._sizes.clear()
+        if self._count >= KNOWN_HEADS:
+            self._known.clear()
+            self._count = 0
         head.learn(
-            length,
             tuple([(first - shift, last - shift) for first, last in spans]),
             tuple([(at - shift, tag) for at, tag in separators[1:]]),  # the first ends the head
         )
-        self._heads[without_id] = head
-        sizes = self._sizes.get(length, ())
-        if size not in sizes:
-            self._sizes[length] = (size, *sizes[: TRIED_SIZES - 1])
+        sizes = self._known.setdefault(length, {})
+        if size not in sizes and len(sizes) >= TRIED_SIZES:
+            self._count -= len(sizes.pop(next(iter(sizes))))
+        heads = sizes.setdefault(size, {})
+        self._count += without_id not in heads
+        heads[without_id] = head
 
 
 def _layout(
