@@ -163,6 +163,14 @@ def test_what_one_server_can_make_us_remember_of_variants_is_bounded():
     assert len(server.node.answered()) <= MAX_VERSIONS
 
 
+def test_of_many_versions_that_come_and_go_the_one_that_stays_is_not_forgotten():
+    server = Server()
+    for number in range(MAX_VERSIONS + 10):
+        server.node.stats(stats(("1", "champion", number), (str(1000 + number), "asked", 1)))
+        assert server.node.present["m", "1"].variants["champion"].requests == number
+    assert len(server.node.present) == MAX_VERSIONS
+
+
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("answer"), st.sampled_from(["champion", "economy"]), st.integers(1, 50)),
