@@ -23,6 +23,14 @@ def test_an_empty_file_means_every_default(text):
     assert serving_spec.parse(text, source="serving.yaml") == pb.ServingSpec()
 
 
+def test_the_champion_may_allow_its_callers_to_be_moved_under_pressure():
+    spec = serving_spec.parse("overload: {economy_under_pressure: true}", source="serving.yaml")
+    assert spec.overload.economy_under_pressure
+    assert serving_spec.parse(serving_spec.dump(spec), source="again") == spec
+    with pytest.raises(serving_spec.SpecError, match="expected true or false"):
+        serving_spec.parse("overload: {economy_under_pressure: 1}", source="serving.yaml")
+
+
 @pytest.mark.parametrize("written", ["reject", "REJECT", "NAN_CHOICE_REJECT"])
 def test_nan_choices_are_written_by_their_last_word(written):
     spec = serving_spec.parse(f"nan: {{inputs: {written}}}", source="serving.yaml")
