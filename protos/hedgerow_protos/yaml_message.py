@@ -2,9 +2,9 @@
 
 Keys are a message's fields written either way (`maxBatchSize` or `max_batch_size`);
 enum values by their last word (`reject`). What a message does not have is refused
-by name. Two things have a shorter form in YAML than in the message: spans of time
-(`60s`, `5m`, `1h`, `7d`; a plain number is seconds) and a feature's default
-(`150`, `unknown`, `[0, 0]`).
+by name. Three things have a shorter form in YAML than in the message: spans of time
+(`60s`, `5m`, `1h`, `7d`; a plain number is seconds), a feature's default
+(`150`, `unknown`, `[0, 0]`), and expressions that are values (`0.5`, `true`, `[0.1, 0.9]`).
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from __future__ import annotations
 import difflib
 import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
 from google.protobuf import json_format
 from google.protobuf.descriptor import FieldDescriptor
 
-from hedgerow_protos.hedgerow_control_pb2 import FeatureDefault, FeatureView
+from hedgerow_protos.hedgerow_control_pb2 import FallbackRule, FeatureDefault, FeatureView
 from hedgerow_protos.pool import POOL
 
 MAX_BYTES = 1 << 20
@@ -29,6 +30,9 @@ MAX_BYTES = 1 << 20
 _SPANS = frozenset(f"{FeatureView.DESCRIPTOR.full_name}.{name}" for name in ("ttl", "stale_ttl", "max_age"))
 _SPAN = re.compile(r"([0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?)(ms|s|m|h|d)")
 _DEFAULT_NUMBERS = f"{FeatureDefault.DESCRIPTOR.full_name}.numbers"
+_EXPRESSIONS = frozenset(
+    (f"{FallbackRule.DESCRIPTOR.full_name}.when", f"{FallbackRule.DESCRIPTOR.full_name}.OutputsEntry.value")
+)
 _NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -59,6 +63,13 @@ class _Loader(yaml.SafeLoader):
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what stands in two places twice: `load` takes no aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - PyYAML's signature
+        return True
 
 
 def load(text: str, *, source: str) -> object:
@@ -100,8 +111,14 @@ def fill(message: Any, value: object, *, source: str, place: str = "") -> None:
 
 
 def dump(value: object) -> str:
-    """Writes plain values, such as those of `plain`, as YAML that `load` reads back."""
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+    """Writes plain values, such as those of `plain`, as YAML that `load` reads back.
+
+    Raises:
+        yaml.YAMLError: They hold something else.
+        RecursionError: They hold themselves.
+    """
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text
 
 
 def plain(message: Any) -> dict[str, object]:
@@ -180,6 +197,8 @@ def _one(value: object, field: Any, source: str, place: str) -> object:
         raise SpecError(f"{source}: {place} is {value!r}; expected one of {', '.join(names)}")
     if field.full_name in _SPANS and isinstance(value, str):
         return _span(value, source, place)
+    if field.full_name in _EXPRESSIONS:
+        return _expression(value, source, place)
     # ParseDict would take "8" for 8 and true for 1; a file should mean what it looks like.
     wanted, types = {
         FieldDescriptor.CPPTYPE_STRING: ("text", (str,)),
@@ -217,6 +236,39 @@ def _span(text: str, source: str, place: str) -> float:
     if found is None:
         raise SpecError(f"{source}: {place} is {text!r}; expected a span of time such as 60s, 5m, 1h or 7d")
     return float(found[1]) * _SECONDS[found[2]]
+
+
+def _expression(value: object, source: str, place: str, *, point: bool = False) -> str:
+    """A CEL expression, from its text or from the value that it stands for.
+
+    Args:
+        value: As YAML has it.
+        source: The file, for errors.
+        place: Where in it.
+        point: Whole numbers are written with a point, as others beside them have one.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return f"{value}.0" if point else str(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return repr(value)
+    if isinstance(value, list):
+        point = point or any(isinstance(item, float) for item in _leaves(value))
+        return f"[{', '.join(_expression(item, source, place, point=point) for item in value)}]"
+    raise SpecError(
+        f"{source}: {place} is {_kind(value)}; expected an expression, in quotes, or a finite value"
+    )
+
+
+def _leaves(values: list[Any]) -> Iterator[object]:
+    for value in values:
+        if isinstance(value, list):
+            yield from _leaves(value)
+        else:
+            yield value
 
 
 def _default(value: object, source: str, place: str) -> dict[str, object]:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 from hedgerow_protos import hedgerow_control_pb2 as pb
-from hedgerow_protos import serving_spec
+from hedgerow_protos import serving_spec, yaml_message
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -104,3 +104,46 @@ def test_any_text_gives_a_spec_or_a_spec_error(text):
     except serving_spec.SpecError:
         return
     assert not any(math.isnan(v) for tensor in spec.warmup.inputs.values() for v in tensor.values)
+
+
+@pytest.mark.parametrize(
+    ("written", "expression"),
+    [
+        ("'x[0] > 1.0'", "x[0] > 1.0"),
+        ("0.5", "0.5"),
+        ("1", "1"),
+        ("-1e-7", "-1e-7"),  # text, in YAML
+        ("-1.0e-7", "-1e-07"),
+        ("true", "true"),
+        ("no", "false"),
+        ("'no'", "no"),
+        ("[0, 1]", "[0, 1]"),
+        ("[0, 0.5]", "[0.0, 0.5]"),
+        ("[[0, 1], [2, 0.5]]", "[[0.0, 1.0], [2.0, 0.5]]"),
+        ("[a, 1, b + c]", "[a, 1, b + c]"),
+        ("[]", "[]"),
+    ],
+)
+def test_expressions_may_be_written_as_the_values_they_are(written, expression):
+    text = f"fallback: {{rules: [{{name: a, when: {written}, outputs: {{y: {written}}}}}]}}"
+    rule = serving_spec.parse(text, source="").fallback.rules[0]
+    assert (rule.when, rule.outputs["y"]) == (expression, expression)
+
+
+@pytest.mark.parametrize("written", [".nan", "[0, .inf]", "{a: 1}", "2026-01-01", "[null]"])
+def test_what_is_no_expression_is_refused(written):
+    with pytest.raises(serving_spec.SpecError, match=r"rules\[0\].outputs.y is .*; expected an expression"):
+        serving_spec.parse(f"fallback: {{rules: [{{outputs: {{y: {written}}}}}]}}", source="")
+
+
+def test_rules_are_written_as_they_are_read():
+    text = "fallback: {rules: [{name: a, when: 'x > 1', outputs: {y: 0.5, z: [1, 2]}}, {name: b}]}"
+    spec = serving_spec.parse(text, source="")
+    assert serving_spec.parse(serving_spec.dump(spec), source="") == spec
+
+
+def test_what_is_there_twice_is_written_twice():
+    """YAML's aliases, which are refused, are what PyYAML makes of one list in two places."""
+    same = [1, 2]
+    text = yaml_message.dump({"warmup": {"inputs": {"a": {"shape": same}, "b": {"shape": same}}}})
+    assert list(serving_spec.parse(text, source="").warmup.inputs["b"].shape) == same
