@@ -17,27 +17,18 @@ from grpc_tools import protoc
 
 HERE = Path(__file__).parent
 OUT = HERE / "hedgerow_protos"
-NAMES = ("open_inference", "hedgerow_control")
+#: With services.
+WIRES = ("open_inference", "hedgerow_control")
+#: Messages alone.
+MESSAGES = ("cel_checked",)
 
 
 def generate(out: Path) -> list[Path]:
     """Writes the stubs into `out`; returns what it wrote."""
-    include = str(resources.files("grpc_tools") / "_proto")
-    code = protoc.main(
-        [
-            "protoc",
-            f"-I{HERE}",
-            f"-I{include}",
-            f"--python_out={out}",
-            f"--pyi_out={out}",
-            f"--grpc_python_out={out}",
-            *(f"{name}.proto" for name in NAMES),
-        ]
-    )
-    if code:
-        sys.exit(f"protoc failed with exit code {code}")
+    _run_protoc(out, (*WIRES, *MESSAGES), "python", "pyi")
+    _run_protoc(out, WIRES, "grpc_python")
     written: list[Path] = []
-    for name in NAMES:
+    for name in (*WIRES, *MESSAGES):
         messages = out / f"{name}_pb2.py"
         text, imports = re.subn(
             r"^from google\.protobuf import descriptor_pool as _descriptor_pool$",
@@ -49,6 +40,8 @@ def generate(out: Path) -> list[Path]:
         if (imports, uses) != (1, 1):
             sys.exit(f"{messages}: protoc's output changed: {uses} uses of the default pool, not one")
         messages.write_text(text)
+        written += [messages, out / f"{name}_pb2.pyi"]
+    for name in WIRES:
         services = out / f"{name}_pb2_grpc.py"
         services.write_text(
             re.sub(
@@ -58,8 +51,16 @@ def generate(out: Path) -> list[Path]:
                 flags=re.MULTILINE,
             )
         )
-        written += [messages, out / f"{name}_pb2.pyi", services]
+        written.append(services)
     return written
+
+
+def _run_protoc(out: Path, names: tuple[str, ...], *kinds: str) -> None:
+    include = str(resources.files("grpc_tools") / "_proto")
+    outs = (f"--{kind}_out={out}" for kind in kinds)
+    code = protoc.main(["protoc", f"-I{HERE}", f"-I{include}", *outs, *(f"{name}.proto" for name in names)])
+    if code:
+        sys.exit(f"protoc failed with exit code {code}")
 
 
 def main() -> None:

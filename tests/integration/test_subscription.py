@@ -23,6 +23,7 @@ from hedgerow_protos.hedgerow_control_pb2 import (
     Hello,
     Model,
     Route,
+    ServingSpec,
     Snapshot,
     SubscribeResponse,
 )
@@ -99,12 +100,15 @@ class Control(SnapshotsServicer, ArtifactsServicer):
         for start in range(0, len(data), 100):
             yield FetchFileResponse(chunk=data[start : start + 100])
 
-    def send(self, number: int, versions: dict[str, tuple[bytes, int]]) -> Snapshot:
+    def send(
+        self, number: int, versions: dict[str, tuple[bytes, int]], serving: ServingSpec | None = None
+    ) -> Snapshot:
         """Sends a snapshot of model "m": version -> (the ONNX file, its weight)."""
         model = Model(name="m")
         for version, (data, weight) in versions.items():
             listed = version_of({"model.onnx": data}, version=version)
             self.files[listed.digest, "model.onnx"] = data
+            listed.serving.MergeFrom(serving or ServingSpec())
             model.versions.append(listed)
             model.routes.append(Route(variant="champion", version=version, weight=weight))
         wanted = Snapshot(version=number, nonce=f"n{number}", models=[model])
@@ -255,6 +259,27 @@ async def test_a_broken_version_is_refused_by_name_and_the_last_good_one_goes_on
     assert "not tried again" in (await control.hear("nack")).reason
     control.send(4, {"3": (onnx(3), 100)})
     assert (await control.hear("ack")).snapshot_version == 4
+    assert worker.answer() == 3
+
+
+async def test_a_version_whose_rules_do_not_fit_is_refused_by_rule_and_expression(
+    control, workers, tmp_path, onnx
+):
+    """Whoever let it into the registry: the server checks rules as publishing does."""
+    worker = workers(tmp_path / "state", control.port)
+    control.send(1, {"1": (onnx(1), 100)})
+    await control.hear("ack")
+    serving = ServingSpec()
+    serving.fallback.rules.add(name="flat", outputs={"y": "zzz"})
+    control.send(2, {"2": (onnx(2), 100)}, serving)
+    nack = await control.hear("nack")
+    assert (nack.model, nack.model_version, nack.last_good_version) == ("m", "2", 1)
+    assert not nack.transient
+    assert "fallback.rules: rule 'flat': output 'y': \"zzz\": column 1: unknown variable" in nack.reason
+    assert worker.answer() == 1
+    serving.fallback.rules[0].outputs["y"] = "0.5"
+    control.send(3, {"3": (onnx(3), 100)}, serving)
+    assert (await control.hear("ack")).snapshot_version == 3
     assert worker.answer() == 3
 
 

@@ -16,6 +16,8 @@ import onnxruntime as ort
 from hedgerow_protos.feature_binding import BindingError, check_binding
 from hedgerow_protos.hedgerow_control_pb2 import ServingSpec
 
+from hedgerow_server.resilience.rules import Rules
+
 from . import batching, gears, model_file, warmup
 from . import signature as signatures
 from .gears import Gear, Source
@@ -42,6 +44,7 @@ class LoadedModel:
         gear: How its weights are held.
         source: From where it can be packed; None if there is no second gear.
         max_batch_size: What the declared signature was read with.
+        rules: What answers where the model cannot; None without rules.
     """
 
     session: ort.InferenceSession
@@ -52,6 +55,7 @@ class LoadedModel:
     gear: Gear = Gear.PACKED
     source: Source | None = None
     max_batch_size: int = 0
+    rules: Rules | None = None
 
 
 def load(
@@ -107,6 +111,7 @@ def load(
         Gear.MAPPED if mapped else Gear.PACKED,
         Source(directory, path, file) if mapped else None,
         max_batch_size,
+        Rules.compile(serving, warmed.signature),
     )
 
 

@@ -49,6 +49,8 @@ class Model:
         self.queue: BatchQueue[Work] = (
             BatchQueue(rows, wait_of(serving, rows)) if self.batches else BatchQueue(1)
         )
+        #: What answers where the model cannot.
+        self.rules = loaded.rules
         self.latency = LatencyModel(first_guess=loaded.warm_seconds)
         #: Open while the version is in quarantine: too many of its runs failed.
         self.breaker = Breaker(f"{name}@{version}", QUARANTINE, time.monotonic, _say)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import onnx
 import yaml
-from hedgerow_protos import serving_spec
+from hedgerow_protos import serving_spec, yaml_message
 from hedgerow_protos.hedgerow_control_pb2 import ServingSpec
 
 from hedgerow.errors import ModelRefused
-from hedgerow.publishing import features
+from hedgerow.publishing import features, rules
 from hedgerow.publishing.model_check import feeds
 
 #: A serving spec as a caller may give it.
@@ -38,8 +38,8 @@ def read(
         store: The feature store's DSN, where there are no such files; None: HEDGEROW_FEATURES__STORE.
 
     Raises:
-        ModelRefused: It cannot be read, has an unknown key, names an input the model lacks, or binds
-            one to features that do not fit it.
+        ModelRefused: It cannot be read, has an unknown key, names an input the model lacks, binds
+            one to features that do not fit it, or has rules that do not.
         StoreError: The feature store cannot be reached.
     """
     source = "serving"
@@ -49,7 +49,7 @@ def read(
         elif isinstance(serving, ServingSpec):
             text = serving_spec.dump(serving)
         elif isinstance(serving, Mapping):
-            text = yaml.safe_dump(dict(serving), sort_keys=False, allow_unicode=True)
+            text = yaml_message.dump(dict(serving))
         else:
             source = os.fspath(serving)
             text = Path(serving).read_text(encoding="utf-8")
@@ -58,13 +58,14 @@ def read(
         raise ModelRefused(f"{source}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise ModelRefused(f"{source} is not UTF-8 text: {error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ModelRefused(f"serving holds something that YAML cannot: {error}") from error
     except serving_spec.SpecError as error:
         raise ModelRefused(str(error)) from error
     if features.complete(spec.features, views=views, store=store, source=source):
         text = serving_spec.dump(spec)
     features.check(spec.features, proto, source=source)
+    rules.check(spec, proto, source=source)
     names = [value.name for value in feeds(proto.graph)]
     for name in spec.warmup.inputs:
         if name not in names:
