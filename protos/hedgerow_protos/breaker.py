@@ -154,6 +154,14 @@ class Breaker:
     def __repr__(self) -> str:
         return f"<Breaker {self.name} {self.state.name.lower()}{': ' + self.reason if self.reason else ''}>"
 
+    def refuses(self) -> bool:
+        """Whether `acquire` would give no leave now."""
+        now = self._clock()
+        self._look_at_overdue(now)
+        if self.state is State.OPEN:
+            return now - self._changed < self.policy.open_for
+        return self.state is State.HALF_OPEN and self._probe is not None
+
     @property
     def seconds_in_state(self) -> float:
         """How long it has been in this state."""

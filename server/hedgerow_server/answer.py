@@ -189,6 +189,7 @@ class Answerer:
         for call in calls:
             if call.ended:
                 call.trace = read_trace(call.metadata)
+                self._tried_before += bool(call.trace.previous_attempts)
                 self._end(call, *_CANCELLED)
                 continue
             try:
@@ -235,7 +236,7 @@ class Answerer:
         else:
             head, request = self._heads.parse(payload)
             call.request_id, shift = request.id, 0
-        call.model_name, call.is_version_asked = head.model_name, bool(head.model_version)
+        call.model_name, call.asked_version = head.model_name, head.model_version
         call.deadline = self._deadlines.end(now, call.remaining, head.timeout_us)
         if self.draining:
             raise Draining("this server is shutting down; send the request to another")
@@ -465,7 +466,7 @@ class Answerer:
     def _end(self, call: Call, code: int, status: str, error_id: str | None = None) -> None:
         """The one place where a call ends: it is counted, logged and lets its version go."""
         call.ended = True
-        if call.race is not None or call.probe is not None or self._delayed:
+        if call.line is not None or call.race is not None or call.probe is not None or self._delayed:
             self._let_go(call, code)
         now_ns = self._nanoseconds()
         total_ns = now_ns - call.received_ns
@@ -518,7 +519,7 @@ class Answerer:
 
     def _let_go(self, call: Call, code: int) -> None:
         """Ends what few calls have: attempts elsewhere, a probe of their version, a delay on purpose."""
-        if call.race is not None and self._hedger is not None:
+        if self._hedger is not None:
             self._hedger.ended(call)
         if call.probe is not None:
             if code == _OK and call.outcome == "primary":

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hedgerow_protos.breaker import Token
     from hedgerow_protos.hedging import Race
 
+    from hedgerow_server.resilience.watch import Line
     from hedgerow_server.routing.table import Choice
     from hedgerow_server.rpc.codec import TensorCodec
 
@@ -50,16 +51,17 @@ class Call:
     """
 
     __slots__ = (
+        "asked_version",
         "attempts",
         "choice",
         "codec",
         "deadline",
         "ended",
         "features",
-        "is_version_asked",
         "join_ns",
         "joining_ns",
         "kind",
+        "line",
         "metadata",
         "model_name",
         "outcome",
@@ -104,9 +106,9 @@ class Call:
         #: The request's own id, to be given back.
         self.request_id = ""
         self.trace: Trace = NO_TRACE
-        #: What the request asks for.
+        #: What the request asks for; no version: whichever is in service.
         self.model_name = ""
-        self.is_version_asked = False
+        self.asked_version = ""
         #: time.monotonic() at which the caller stops waiting.
         self.deadline = 0.0
         self.choice: Choice | None = None
@@ -133,6 +135,8 @@ class Call:
         #: Leave to try a version in quarantine.
         self.probe: Token | None = None
         self.attempts: Sequence[asyncio.Task[bytes]] = ()
+        #: Where it waits to be hedged, while it does.
+        self.line: Line | None = None
 
     def __repr__(self) -> str:
         state = (

@@ -28,6 +28,8 @@ __all__ = ["LoadRefused", "LoadedModel", "OutOfMemory", "load"]
 
 #: More threads than any machine has cores for; a number above it is a slip.
 _MOST_THREADS = 256
+#: As with [hedge] after_ms.
+_LONGEST_HEDGE_DELAY_MS = 60_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,7 @@ def load(
     signature = signatures.read(session, max_batch_size=max_batch_size)
     batching.wait_of(serving, max_batch_size)
     _check_binding(serving, signature)
+    _check_hedging(serving)
     warmed = warmup.warm(session, signature, serving.warmup, warmup_timeout)
     return LoadedModel(
         session,
@@ -121,6 +124,16 @@ def _check_binding(serving: ServingSpec, signature: Signature) -> None:
         check_binding(serving.features, signature.input_shapes)
     except BindingError as error:
         raise LoadRefused(str(error)) from error
+
+
+def _check_hedging(serving: ServingSpec) -> None:
+    """Refuses a delay that nobody can have meant."""
+    after_ms = serving.hedging.after_ms
+    if not 0 <= after_ms <= _LONGEST_HEDGE_DELAY_MS:  # NaN is neither
+        raise LoadRefused(
+            f"hedging.afterMs is {after_ms:g}; it is milliseconds, at most {_LONGEST_HEDGE_DELAY_MS:g}, "
+            "or 0 for the server's"
+        )
 
 
 def open_session(file: Path, serving: ServingSpec, *, mapped: bool) -> ort.InferenceSession:

@@ -17,39 +17,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from hedgerow_protos.hedgerow_control_pb2 import (
-    BACKUP_VERSIONS_SAME,
-    HEDGE_MODE_ADAPTIVE,
-    HEDGE_MODE_DISABLED,
-    HEDGE_MODE_UNSPECIFIED,
-)
-from hedgerow_protos.hedging import (
-    ATTEMPT,
-    FAILOVER,
-    HEDGE,
-    PREVIOUS_ATTEMPTS,
-    Budget,
-    HedgeDelay,
-    Percentiles,
-    Race,
-)
+from hedgerow_protos.breaker import Breaker
+from hedgerow_protos.hedgerow_control_pb2 import BACKUP_VERSIONS_SAME, HEDGE_MODE_DISABLED
+from hedgerow_protos.hedging import ATTEMPT, FAILOVER, HEDGE, PREVIOUS_ATTEMPTS, Budget, Race
+from hedgerow_protos.names import model_name_problem
 
 from hedgerow_server.call import ROUTE_KEY, Call
 from hedgerow_server.engine.model import Model
-from hedgerow_server.engine.statistics import LATENCY_BOUNDS
 from hedgerow_server.errors import Overloaded, ServingError, defect
-from hedgerow_server.resilience.backup import AttemptFailed, Backup, Metadata, Reply
+from hedgerow_server.resilience.backup import AttemptFailed, Backup, Metadata, Reply, Unusable
 from hedgerow_server.resilience.counts import HedgeCounts
+from hedgerow_server.resilience.watch import Watch
 from hedgerow_server.rpc import foreign
 
 log = logging.getLogger(__name__)
 
-#: Attempts under way at once; beyond that requests stay where they are.
-MOST_ATTEMPTS = 1024
+#: Attempts under way at once, and bytes of their requests; beyond that requests stay where they are.
+MOST_ATTEMPTS, MOST_BYTES = 1024, 1 << 28
 #: Who the caller is, which the backup has to know as this server does.
 _PASSED_ON = frozenset(("authorization", "x-api-key", ROUTE_KEY))
 
@@ -60,7 +47,7 @@ Lost = Callable[[Call, ServingError], None]
 
 
 class Hedger:
-    """Owns: the attempts at backups, and the timers of requests that wait to be hedged.
+    """Owns: the attempts at backups, and the watch over requests that wait to be hedged.
 
     Args:
         backups: In order of preference.
@@ -84,14 +71,16 @@ class Hedger:
         self.backups = tuple(backups)
         self.budget = budget
         self.counts = HedgeCounts()
-        self._after = after
-        self._adaptive = adaptive
         self._clock = clock
-        self._nanoseconds = nanoseconds
-        self._lines: dict[Model, _Line] = {}
-        self._attempts: set[asyncio.Task[bytes]] = set()
+        self._watch = Watch(
+            budget, after=after, adaptive=adaptive, clock=clock, nanoseconds=nanoseconds, due=self._hedge
+        )
+        self._attempts: dict[asyncio.Task[bytes], _Attempt] = {}
+        # Of the requests that they are for.
+        self._bytes = 0
         # Calls that only backups can answer: the attempt here has failed.
         self._failed_here: dict[Call, ServingError] = {}
+        self._is_closed = False
         self._won: Won
         self._lost: Lost
 
@@ -106,62 +95,25 @@ class Hedger:
 
     def watch(self, call: Call) -> None:
         """Hedges a call that is under way here, if it has no answer when its delay is over."""
-        if call.choice is None or call.trace.previous_attempts:
-            return
-        model = call.choice.model
-        line = self._lines.get(model)
-        if line is None:
-            line = self._lines[model] = self._new_line(model)
-        if line.delay is None:
-            return
-        line.calls.append(call)
-        if line.timer is None:
-            self._set_timer(line, call)
+        if call.choice is not None and not call.trace.previous_attempts:
+            self._watch.add(call, call.choice.model)
 
     def follow(self, models: set[Model]) -> None:
         """Forgets the delays of models that are gone."""
-        for model in [model for model, line in self._lines.items() if model not in models and not line.calls]:
-            del self._lines[model]
+        self._watch.follow(models)
 
-    def _new_line(self, model: Model) -> _Line:
-        spec = model.serving.hedging
-        if spec.mode == HEDGE_MODE_DISABLED:
-            return _Line(model, None)
-        adaptive = self._adaptive if spec.mode == HEDGE_MODE_UNSPECIFIED else spec.mode == HEDGE_MODE_ADAPTIVE
-        after = spec.after_ms / 1000 if spec.after_ms else self._after
-        return _Line(model, HedgeDelay(after, self.budget, adaptive=adaptive))
+    def _hedge(self, call: Call, known: str = "") -> None:
+        """Begins a second attempt, if a backup and the budget allow it.
 
-    def _set_timer(self, line: _Line, call: Call) -> None:
-        assert line.delay is not None
-        line.latencies.update(self._clock(), line.model.statistics.latency)
-        line.seconds = line.delay.seconds(line.latencies)
-        waited = (self._nanoseconds() - call.received_ns) * 1e-9
-        # Not below a millisecond, which is what uvloop's timers have.
-        line.timer = asyncio.get_running_loop().call_later(
-            max(line.seconds - waited, HedgeDelay.SHORTEST), self._hedge_due, line
-        )
-
-    def _hedge_due(self, line: _Line) -> None:
-        line.timer = None
-        now = self._nanoseconds()
-        seconds_ns = int(line.seconds * 1e9)
-        calls = line.calls
-        while calls:
-            call = calls[0]
-            if not call.ended:
-                if now - call.received_ns < seconds_ns:
-                    self._set_timer(line, call)
-                    return
-                self._hedge(call)
-            calls.popleft()
-
-    def _hedge(self, call: Call) -> None:
-        """Begins a second attempt, if a backup and the budget allow it."""
+        Args:
+            call: Not ended.
+            known: What stood against the attempt that this is in place of.
+        """
         if call in self._failed_here:
             return
         obstacle = self._begin(call, HEDGE)
         if obstacle:
-            self.counts.suppressed[HEDGE, obstacle] += 1
+            self.counts.suppressed[HEDGE, known or obstacle] += 1
 
     # ------------------------------------------------------------ failover
 
@@ -177,7 +129,11 @@ class Hedger:
         """
         if call.trace.previous_attempts or not error.elsewhere or call in self._failed_here:
             return False
-        if call.choice is not None and call.choice.model.serving.hedging.mode == HEDGE_MODE_DISABLED:
+        if call.choice is None:
+            # What can name no model is nowhere; and what is remembered of a backup's models stays short.
+            if model_name_problem(call.model_name):
+                return False
+        elif call.choice.model.serving.hedging.mode == HEDGE_MODE_DISABLED:
             return False
         race = self._race(call)
         race.fail(0)
@@ -199,19 +155,19 @@ class Hedger:
 
     def _begin(self, call: Call, kind: str, *, needs_room: bool = False) -> str:
         """Begins the next attempt; returns why not, or nothing if it has begun."""
-        if len(self._attempts) >= MOST_ATTEMPTS:
+        if self._is_closed or len(self._attempts) >= MOST_ATTEMPTS or self._bytes + call.size > MOST_BYTES:
             return "busy"
         remaining = call.deadline - self._clock()
-        model = call.model_name
+        version = _version_for(call)
         first = ""
 
         def is_usable(number: int) -> bool:
             nonlocal first
-            backup = self.backups[number - 1]
-            obstacle = backup.obstacle(model, remaining)
+            standing = self.backups[number - 1].standing
+            obstacle = standing.obstacle(call.model_name, version, remaining)
             if not obstacle and (needs_room or kind == HEDGE):
                 # A hedge is welcome unless the backup says no, what is too much here if it says yes.
-                has_room = backup.has_room()
+                has_room = standing.has_room()
                 if has_room is False or (needs_room and has_room is None):
                     obstacle = "no_room"
             first = first or obstacle
@@ -224,55 +180,61 @@ class Hedger:
             return first or "no_backup"
         if kind == HEDGE:
             self.budget.withdraw()
-        self._send(call, number, kind, remaining)
-        return ""
-
-    def _send(self, call: Call, number: int, kind: str, remaining: float) -> None:
-        backup = self.backups[number - 1]
-        version, payload = "", call.payload
-        if call.choice is not None and (
-            call.is_version_asked or call.choice.model.serving.hedging.versions == BACKUP_VERSIONS_SAME
-        ):
-            version = call.choice.model.version
-            if not call.is_version_asked:
-                payload = foreign.ask_version(payload, version)
-        task = asyncio.get_running_loop().create_task(
-            backup.infer(
-                call.model_name,
-                payload,
-                _metadata(call, kind),
-                remaining,
-                partial(_accept, call, version, kind),
-            )
-        )
-        self._attempts.add(task)
+        attempt = _Attempt(call, number, kind, version)
+        task = asyncio.get_running_loop().create_task(self._make(attempt, remaining))
+        self._attempts[task] = attempt
+        self._bytes += call.size
         call.attempts = [*call.attempts, task]
         # Not in the task itself: one that is cancelled before its first step never runs.
-        task.add_done_callback(partial(self._ended_attempt, call, number, kind))
+        task.add_done_callback(self._ended_attempt)
+        return ""
 
-    def _ended_attempt(self, call: Call, number: int, kind: str, task: asyncio.Task[bytes]) -> None:
-        self._attempts.discard(task)
-        race = self._race(call)
-        if task.cancelled() or call.ended:
-            self.counts.outcomes[kind, "superseded"] += 1
-            if not task.cancelled():
-                task.exception()  # looked at, so that nobody logs that nobody did
+    async def _make(self, attempt: _Attempt, remaining: float) -> bytes:
+        call, version = attempt.call, attempt.version
+        payload = call.payload
+        if version != call.asked_version:
+            payload = foreign.ask_version(payload, version)
+        attempt.was_sent = True
+        return await self.backups[attempt.number - 1].infer(
+            call.model_name,
+            version,
+            payload,
+            _metadata(call, attempt),
+            remaining,
+            partial(_accept, attempt),
+        )
+
+    def _ended_attempt(self, task: asyncio.Task[bytes]) -> None:
+        attempt = self._attempts.pop(task)
+        call, kind = attempt.call, attempt.kind
+        self._bytes -= call.size
+        # Looked at in any case, so that nobody logs that nobody did.
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if isinstance(error, AttemptFailed) and not error.was_sent:
+            attempt.was_sent = False
+        if not attempt.was_sent and kind == HEDGE:
+            self.budget.refund()
+        if call.ended:
+            if attempt.was_sent:
+                self.counts.outcomes[kind, "superseded"] += 1
             return
-        error = task.exception()
+        race = self._race(call)
         if error is None:
-            if race.win(number) is not None:
+            if race.win(attempt.number) is not None:
                 self.counts.outcomes[kind, "won"] += 1
                 call.outcome = kind
                 self._won(call, task.result())
             return
-        self.counts.outcomes[kind, "failed"] += 1
+        if attempt.was_sent:
+            self.counts.outcomes[kind, "failed"] += 1
         if isinstance(error, AttemptFailed):
-            log.debug("%s of %r at %r: %s", kind, call, self.backups[number - 1], error)
-        else:
-            defect(call, error if isinstance(error, Exception) else RuntimeError(repr(error)))
-        race.fail(number)
+            log.debug("%r failed: %s", attempt, error)
+        elif isinstance(error, Exception):
+            defect(call, error)
+        race.fail(attempt.number)
         if 0 in race.pending:
-            self._hedge(call)  # the next backup at once (gRFC A6), for another token
+            # The next backup at once (gRFC A6), for another token.
+            self._hedge(call, "" if attempt.was_sent else "breaker")
         elif not race.pending:
             here = self._failed_here[call]
             if self._begin(call, FAILOVER, needs_room=isinstance(here, Overloaded)):
@@ -280,12 +242,18 @@ class Hedger:
                 self._lost(call, here)
 
     def ended(self, call: Call) -> None:
-        """Ends the attempts of a call that has ended, on whichever side."""
+        """Ends the attempts of a call that has ended, on whichever side, and its wait for one."""
+        if call.line is not None:
+            call.line.calls.pop(call, None)
+            call.line = None
+        if call.race is None:
+            return
         self._failed_here.pop(call, None)
-        if call.race is not None:
-            call.race.end()
+        call.race.end()
         for task in call.attempts:
             task.cancel()
+        # A failed one holds on to what it was made of, which leads back to the call.
+        call.attempts = ()
 
     def give_up(self) -> list[Call]:
         """The calls that only backups could still answer; somebody must tell them that nobody will."""
@@ -299,62 +267,89 @@ class Hedger:
             for backup in self.backups:
                 group.create_task(backup.follow(), name=f"probe {backup.address}")
 
+    @property
+    def breakers(self) -> list[Breaker]:
+        """Of the backups."""
+        return [backup.standing.breaker for backup in self.backups]
+
     def status(self) -> dict[str, object]:
         """How the backups fare, for /health/dependencies."""
-        return {f"backup {backup.address}": backup.status() for backup in self.backups}
+        return {f"backup {backup.address}": backup.standing.status() for backup in self.backups}
 
     async def close(self) -> None:
         """Ends attempts, timers and connections."""
-        for line in self._lines.values():
-            if line.timer is not None:
-                line.timer.cancel()
-            line.calls.clear()
-        for task in tuple(self._attempts):
+        self._is_closed = True
+        self._watch.close()
+        tasks = list(self._attempts)
+        for task in tasks:
             task.cancel()
-        if self._attempts:
-            await asyncio.wait(tuple(self._attempts))
+        if tasks:
+            await asyncio.wait(tasks)
         for backup in self.backups:
             await backup.close()
 
 
-class _Line:
-    """Calls of one model version that wait for their hedge, oldest first."""
+class _Attempt:
+    """One attempt at a backup."""
 
-    __slots__ = ("calls", "delay", "latencies", "model", "seconds", "timer")
+    __slots__ = ("call", "kind", "number", "previous", "version", "was_sent")
 
-    def __init__(self, model: Model, delay: HedgeDelay | None) -> None:
-        self.model = model
-        #: None: this model is not hedged.
-        self.delay = delay
-        self.latencies = Percentiles(LATENCY_BOUNDS)
-        self.calls: deque[Call] = deque()
-        #: The delay in force, in seconds.
-        self.seconds = 0.0
-        self.timer: asyncio.TimerHandle | None = None
+    def __init__(self, call: Call, number: int, kind: str, version: str) -> None:
+        self.call = call
+        #: Of the race; the backup's place is one less.
+        self.number = number
+        self.kind = kind
+        #: That must answer; empty: any.
+        self.version = version
+        #: How many came before, the one here included.
+        self.previous = 1 + len(call.attempts)
+        #: The backup may have heard of it.
+        self.was_sent = False
+
+    def __repr__(self) -> str:
+        return f"<{self.kind} {self.number} of {self.call!r}>"
 
 
-def _accept(call: Call, version: str, kind: str, reply: Reply) -> bytes:
+def _version_for(call: Call) -> str:
+    """The version that must answer; empty: whichever is in service there."""
+    if call.choice is not None and call.choice.model.serving.hedging.versions == BACKUP_VERSIONS_SAME:
+        return call.choice.model.version
+    return call.asked_version
+
+
+def _accept(attempt: _Attempt, reply: Reply) -> bytes:
     """What the caller gets of a backup's reply.
 
     Raises:
-        AttemptFailed: It is not given to anybody.
+        Unusable: It is not given to anybody.
     """
+    call = attempt.call
     try:
-        read = foreign.read(reply.payload, model=call.model_name, version=version)
+        read = foreign.read(
+            reply.payload, model=call.model_name, version=attempt.version, request_id=call.request_id
+        )
+    except foreign.ForeignReply as error:
+        raise Unusable(f"the reply is not used: {error}", is_garbage=True) from None
+    try:
         if call.choice is not None:
             foreign.check_outputs(read, call.choice.model.signature, call.outputs, call.rows)
     except foreign.ForeignReply as error:
-        raise AttemptFailed(f"the reply is not used: {error}") from None
-    return foreign.mark(read, {"hedgerow_outcome": kind, "hedgerow_region": reply.region})
+        raise Unusable(f"the reply is not used: {error}", is_garbage=False) from None
+    return foreign.mark(read, {"hedgerow_outcome": attempt.kind, "hedgerow_region": reply.region})
 
 
-def _metadata(call: Call, kind: str) -> Metadata:
+def _metadata(call: Call, attempt: _Attempt) -> Metadata:
     """A sibling of the attempt here: the same parent, the same request."""
-    passed = [(key, value) for key, value in call.metadata if key in _PASSED_ON]
+    passed = [(key, value) for key, value in call.metadata if key in _PASSED_ON and _is_sendable(value)]
     return (
         *passed,
         ("x-request-id", call.trace.request_id),
         ("traceparent", call.trace.parent),
-        (PREVIOUS_ATTEMPTS, str(len(call.attempts) + 1)),
-        (ATTEMPT, kind),
+        (PREVIOUS_ATTEMPTS, str(attempt.previous)),
+        (ATTEMPT, attempt.kind),
     )
+
+
+def _is_sendable(value: str | bytes) -> bool:
+    """Whether gRPC takes it as a header; a transport may have let in what another does not."""
+    return isinstance(value, str) and value.isascii() and value.isprintable()

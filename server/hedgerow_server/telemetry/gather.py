@@ -69,7 +69,7 @@ class Gatherer:
             hedging=hedge_sums(self._hedger),
             breakers=[
                 *(breaker_sums(breaker) for breaker in self._features.breakers.values()),
-                *(breaker_sums(backup.breaker) for backup in (self._hedger.backups if self._hedger else ())),
+                *(breaker_sums(breaker) for breaker in (self._hedger.breakers if self._hedger else ())),
                 *(breaker_sums(model.breaker) for model in models),
             ],
         )
