@@ -20,7 +20,7 @@ OUT = HERE / "hedgerow_protos"
 #: With services.
 WIRES = ("open_inference", "hedgerow_control")
 #: Messages alone.
-MESSAGES = ("cel_checked",)
+MESSAGES = ("cel_checked", "rpc_status")
 
 
 def generate(out: Path) -> list[Path]:

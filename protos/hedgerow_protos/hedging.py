@@ -21,6 +21,9 @@ from collections.abc import Callable, Sequence
 PREVIOUS_ATTEMPTS = "grpc-previous-rpc-attempts"
 #: Trailing metadata of a refusal (gRFC A6): milliseconds until the next attempt; negative: never.
 PUSHBACK = "grpc-retry-pushback-ms"
+#: The same where a transport does not let a server use gRPC's own name.
+OWN_PUSHBACK = "hedgerow-retry-pushback-ms"
+PUSHBACKS = frozenset((PUSHBACK, OWN_PUSHBACK))
 #: Request metadata of an attempt: `hedge` (another one is under way) or `failover` (the other has failed, and
 #: who sends this has rules of its own to fall back on).
 ATTEMPT = "hedgerow-attempt"

@@ -31,6 +31,7 @@ from hedgerow_server.engine.signature import TensorSpec
 from hedgerow_server.engine.statistics import VersionStatistics
 from hedgerow_server.engine.work import Ran, Work
 from hedgerow_server.errors import (
+    NEVER,
     DeadlineExceeded,
     Draining,
     Internal,
@@ -47,6 +48,7 @@ from hedgerow_server.gate.deadlines import Deadlines
 from hedgerow_server.resilience.fault import FaultInjection
 from hedgerow_server.resilience.hedger import Hedger
 from hedgerow_server.routing.table import Choice, RouteTable
+from hedgerow_server.rpc import pushback
 from hedgerow_server.rpc.codec import BoundCodec, TensorCodec
 from hedgerow_server.rpc.heads import Heads
 from hedgerow_server.rpc.replies import Encoded
@@ -456,8 +458,15 @@ class Answerer:
         message = str(error)
         if len(message) > _LONGEST_MESSAGE:
             message = message[:_LONGEST_MESSAGE] + "..."
+        trailing, retry_after = call.trace.trailing, error.retry_after
+        if isinstance(error, Draining) and call.trace.previous_attempts:
+            # Another region has more than this one to choose from. Any other caller may well try again:
+            # its next attempt finds another server.
+            retry_after = NEVER
+        if retry_after is not None:
+            trailing = [*trailing, *pushback.trailing(number, message, retry_after)]
         try:
-            call.sink.fail(call, error.code, message, call.trace.trailing)
+            call.sink.fail(call, error.code, message, trailing)
         except Exception:
             # A transport's trouble with one call is none of its batch-mates'.
             log.exception("the status of %r could not be sent", call)

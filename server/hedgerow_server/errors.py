@@ -22,11 +22,15 @@ the log, the caller gets `Internal` with an error id and fixed text.
 from __future__ import annotations
 
 import logging
+import math
 import uuid
 
 import grpc
 
 log = logging.getLogger(__name__)
+
+#: For `ServingError.retry_after`.
+NEVER = math.inf
 
 
 class ServingError(Exception):
@@ -36,6 +40,8 @@ class ServingError(Exception):
     http: int = 500
     #: The same request may be answered by a backup region, or by the version's fallback rules.
     elsewhere: bool = False
+    #: Seconds after which trying again here makes sense; infinity: never. None: nothing is said.
+    retry_after: float | None = None
 
 
 class InvalidTensor(ServingError):
@@ -81,11 +87,18 @@ class Overloaded(ServingError):
     http = 429
     elsewhere = True
 
+    def __init__(self, message: str, retry_after: float = 0.1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
 
 class TooLarge(Overloaded):
     """A request beyond the server's limit for one."""
 
     elsewhere = False
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, NEVER)
 
 
 class DeadlineExceeded(ServingError):

@@ -28,6 +28,7 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 import grpc
+from hedgerow_protos.hedging import OWN_PUSHBACK, PUSHBACK
 
 
 class HedgerowError(Exception):
@@ -189,7 +190,7 @@ def from_status(
     """The error for a gRPC status; `target` is named where no server may have spoken."""
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
         details = f"{target}: {details}"
-    pushback = trailing.get("grpc-retry-pushback-ms")
+    pushback = trailing.get(PUSHBACK, trailing.get(OWN_PUSHBACK))
     retry_after = None
     if isinstance(pushback, str) and pushback.isdecimal():
         retry_after = int(pushback) / 1000

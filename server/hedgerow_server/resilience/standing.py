@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import grpc
 from hedgerow_protos.breaker import Breaker, Policy, State, Token
-from hedgerow_protos.hedging import LOAD, PUSHBACK, REGION, ROOM, read_load, read_pushback
+from hedgerow_protos.hedging import LOAD, PUSHBACKS, REGION, ROOM, read_load, read_pushback
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class Standing:
         """Takes note of what the backup says of itself behind a reply."""
         spoke = pushed_back = False
         for key, value in trailing:
-            if key == PUSHBACK:
+            if key in PUSHBACKS:
                 seconds = read_pushback(value) or 0.0
                 # "Never" is about this request; another may be tried after a moment.
                 self._push_back(self._probe_seconds if seconds == math.inf else seconds)

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import grpc
+from hedgerow_protos.hedging import PUSHBACK
 from pygrpc_native import EVENT_CANCEL, NativeGrpcFront
 
 from hedgerow_server.answer import Answerer
@@ -159,7 +160,9 @@ class NativeTransport:
     ) -> None:
         """Ends the call with a status."""
         self._calls.pop(call.token, None)
-        self._front.fail(call.token, code.value[0], message, [*trailing, *self._said])
+        # The front takes no key of gRPC's own but that of the details; this one goes under another name too.
+        sent = [pair for pair in trailing if pair[0] != PUSHBACK]
+        self._front.fail(call.token, code.value[0], message, [*sent, *self._said])
 
     async def close(self) -> None:
         """Closes every connection."""

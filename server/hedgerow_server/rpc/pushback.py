@@ -1,0 +1,35 @@
+"""When a refused caller may try again, as trailing metadata.
+
+- `grpc-retry-pushback-ms` (gRFC A6), which gRPC's own retries obey: milliseconds, or -1 for never. The
+  native transport can send no `grpc-` keys but the next, so the same stands under
+  `hedgerow-retry-pushback-ms` too;
+- `grpc-status-details-bin` with a google.rpc.RetryInfo, for callers that look at errors themselves.
+"""
+
+from __future__ import annotations
+
+import math
+
+from hedgerow_protos.hedging import OWN_PUSHBACK, PUSHBACK
+from hedgerow_protos.rpc_status_pb2 import Delay, Detail, RetryInfo, Status
+
+DETAILS = "grpc-status-details-bin"
+_RETRY_INFO = "type.googleapis.com/google.rpc.RetryInfo"
+
+
+def trailing(code: int, message: str, retry_after: float) -> list[tuple[str, str | bytes]]:
+    """The metadata of a status.
+
+    Args:
+        code: The status.
+        message: Its text.
+        retry_after: Seconds until trying again makes sense; infinity: never, here.
+    """
+    if retry_after == math.inf:
+        return [(PUSHBACK, "-1"), (OWN_PUSHBACK, "-1")]
+    milliseconds = math.ceil(retry_after * 1e3)
+    pushback = str(milliseconds)
+    delay = Delay(seconds=milliseconds // 1000, nanos=milliseconds % 1000 * 1_000_000)
+    info = Detail(type_url=_RETRY_INFO, value=RetryInfo(retry_delay=delay).SerializeToString())
+    status = Status(code=code, message=message, details=[info])
+    return [(PUSHBACK, pushback), (OWN_PUSHBACK, pushback), (DETAILS, status.SerializeToString())]
