@@ -14,6 +14,8 @@ from hedgerow_protos.names import model_name_problem
 from pydantic import AfterValidator, BeforeValidator, Field, FilePath, model_validator
 from pydantic_settings import NoDecode
 
+from hedgerow_server import ports
+
 MAX_PORT = 65535
 Port = Annotated[int, Field(ge=0, le=MAX_PORT)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
@@ -238,6 +240,9 @@ class Settings(ProcessSettings):
                 f"hedge.after_ms {self.hedge.after_ms:g} is not below deadline.default_seconds "
                 f"{self.deadline.default_seconds:g}: no request without a deadline of its own would be hedged"
             )
+        own = ports.join(self.server.host, self.server.grpc_port)
+        if own in self.hedge.backups:
+            raise ValueError(f"hedge.backups: {own} is this server itself")
         if (self.server.worker_ports or 0) + self.server.workers - 1 > MAX_PORT:
             raise ValueError(f"worker_ports + workers goes beyond port {MAX_PORT}")
         if self.server.control and self.models:

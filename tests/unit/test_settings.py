@@ -112,3 +112,63 @@ def test_values_that_make_no_sense_are_refused(flags, part):
 def test_models_and_a_control_plane_exclude_each_other():
     Path("m.onnx").touch()
     assert "without a control plane" in refusal({"server.control": "c:8101", "models": {"m": "m.onnx"}})
+
+
+# ------------------------------------------------------------- hedges, faults
+
+
+def test_backups_are_a_list_or_as_the_environment_has_them_with_commas(monkeypatch):
+    Path("hedgerow.toml").write_text('[hedge]\nbackups = ["west:8001", "[::1]:9001"]\n')
+    assert load(Settings, file=Path("hedgerow.toml")).hedge.backups == ("west:8001", "[::1]:9001")
+    monkeypatch.setenv("HEDGEROW_HEDGE__BACKUPS", " west:8001, north:8001 ,")
+    assert load(Settings).hedge.backups == ("west:8001", "north:8001")
+    monkeypatch.setenv("HEDGEROW_HEDGE__BACKUPS", "")
+    assert load(Settings).hedge.backups == ()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"hedge.backups": "west"}, "is no HOST:PORT"),
+        ({"hedge.backups": "west:99999"}, "is no HOST:PORT"),
+        ({"hedge.backups": "west:0"}, "is no HOST:PORT"),
+        ({"hedge.backups": ":8001"}, "is no HOST:PORT"),
+        ({"hedge.backups": "http://west:8001/"}, "is no HOST:PORT"),
+        ({"hedge.backups": ["a:1", ""]}, "named once"),
+        ({"hedge.backups": "a:1,b:1,a:1"}, "named once"),
+        ({"hedge.backups": 7}, "hedge.backups"),
+        ({"hedge.budget_percent": 0}, "greater than 0"),
+        ({"hedge.budget_percent": 5.1}, "less than or equal to 5"),
+        ({"hedge.budget_percent": float("nan")}, "hedge.budget_percent"),
+        ({"hedge.burst": 0}, "greater than or equal to 1"),
+        ({"hedge.after_ms": 0}, "greater than 0"),
+        ({"hedge.after_ms": -1}, "greater than 0"),
+        ({"hedge.after_ms": float("inf")}, "hedge.after_ms"),
+        ({"hedge.after_ms": "30ms"}, "hedge.after_ms"),
+        ({"hedge.probe_seconds": 0}, "hedge.probe_seconds"),
+        ({"hedge.ca": "gone.pem"}, "hedge.ca"),
+        ({"hedge.backups": "127.0.0.1:8001"}, "is this server itself"),
+        (
+            {"hedge.backups": "a:1,[::1]:7", "server.host": "::1", "server.grpc_port": 7},
+            "is this server itself",
+        ),
+        ({"hedge.adaptive": "perhaps"}, "hedge.adaptive"),
+        ({"fault.delay_percent": 1}, "go together"),
+        ({"fault.delay_ms": 500}, "go together"),
+        ({"fault.delay_percent": 101, "fault.delay_ms": 1}, "less than or equal to 100"),
+        ({"fault.abort_percent": -1}, "greater than or equal to 0"),
+        ({"fault.abort_percent": float("nan")}, "fault.abort_percent"),
+        ({"fault.delay_percent": 1, "fault.delay_ms": float("inf")}, "fault.delay_ms"),
+    ],
+)
+def test_hedge_and_fault_settings_that_cannot_work_are_refused_by_name(flags, says):
+    assert says in refusal(flags)
+
+
+def test_a_hedge_after_the_deadline_is_refused_where_there_are_backups():
+    late = {"hedge.after_ms": 2000, "deadline.default_seconds": 2}
+    said = refusal(late | {"hedge.backups": "west:8001"})
+    assert "hedge.after_ms 2000 is not below deadline.default_seconds 2" in said
+    assert load(Settings, flags=late).hedge.backups == ()
+    soon = {"hedge.after_ms": 1999, "deadline.default_seconds": 2, "hedge.backups": "west:8001"}
+    assert load(Settings, flags=soon).hedge.after_ms == 1999
