@@ -16,7 +16,7 @@ from hedgerow_server.resilience import hedger as hedger_module
 from hedgerow_server.resilience.fault import FaultInjection
 from hedging_world import AFTER, FOREIGN, HERE, NEVER, THERE, Ends, World, ask, served
 
-pytestmark = [pytest.mark.asyncio, pytest.mark.looptime(start=1000)]
+pytestmark = pytest.mark.looptime(start=1000)
 
 OK = grpc.StatusCode.OK
 HANGS, FAILS = Ends("answer", NEVER), Ends("fail", 0.001)
