@@ -45,8 +45,10 @@ from hedgerow_server.features.binding import Binding
 from hedgerow_server.features.features import Features
 from hedgerow_server.features.join import Joined
 from hedgerow_server.gate.deadlines import Deadlines
+from hedgerow_server.resilience.fallback import Fallback
 from hedgerow_server.resilience.fault import FaultInjection
 from hedgerow_server.resilience.hedger import Hedger
+from hedgerow_server.resilience.rules import Answered
 from hedgerow_server.routing.table import Choice, RouteTable
 from hedgerow_server.rpc import pushback
 from hedgerow_server.rpc.codec import BoundCodec, TensorCodec
@@ -115,6 +117,7 @@ class Answerer:
         self._fault: FaultInjection | None = None
         # Calls that fault injection holds up.
         self._delayed: dict[Call, asyncio.TimerHandle] = {}
+        self._fallback = Fallback(self._give_rules, self._end_with, clock)
         # Of the calls that have just arrived: attempts of those who have counted them already.
         self._tried_before = 0
         # Calls that wait for features, in the order they came.
@@ -207,13 +210,16 @@ class Answerer:
             self._features.joiner.flush()
         for model in chosen:
             self._engine.run_waiting(model)
-        if self._hedger is not None:
-            self._hedger.budget.deposit(len(calls) - self._tried_before)
+        hedger = self._hedger
+        if hedger is not None:
+            hedger.budget.deposit(len(calls) - self._tried_before)
             self._tried_before = 0
-            for call in calls:
-                # What the turn has answered needs no hedge: the express lane pays for this look alone.
-                if not call.ended:
-                    self._hedger.watch(call)
+        for call in calls:
+            # What the turn has answered needs no hedge: the express lane pays for this look alone.
+            if not call.ended:
+                if hedger is not None:
+                    hedger.watch(call)
+                self._fallback.watch(call)
 
     def _enter(self, call: Call, table: RouteTable, now: float) -> Model | None:
         """Parses, admits and routes one call, and puts it into its model's queue.
@@ -245,6 +251,7 @@ class Answerer:
 
         choice = table.choose(head.model_name, head.model_version, trace.caller, trace.request_id)
         call.choice = choice
+        call.codec = codec = self._codecs[choice]
         model = choice.model
         if model.queue.length >= MAX_WAITING:
             raise Overloaded(
@@ -255,7 +262,6 @@ class Answerer:
                 f"requests of {self._held_bytes} bytes are under way on this server already; try again later"
             )
 
-        call.codec = codec = self._codecs[choice]
         if codec.bound is not None:
             request = request or ModelInferRequest.FromString(payload)
             if codec.bound.is_for(request):
@@ -425,10 +431,16 @@ class Answerer:
     def abandon(self) -> None:
         """Ends every call under way as UNAVAILABLE: the time that a drain gives is over."""
         elsewhere = self._hedger.give_up() if self._hedger is not None else []
-        for work in (*self._joining, *self._delayed, *self._engine.give_up(), *elsewhere):
+        for work in (
+            *self._joining,
+            *self._delayed,
+            *self._engine.give_up(),
+            *elsewhere,
+            *self._fallback.give_up(),
+        ):
             # One that failed here and waits for a backup stands in two of these.
             if not work.ended:
-                self._fail(
+                self._end_with(
                     cast("Call", work),
                     Draining("this server shut down before it could answer; send the request to another"),
                 )
@@ -444,7 +456,21 @@ class Answerer:
 
     def _won_elsewhere(self, call: Call, payload: bytes) -> None:
         """Answers a call with a backup's reply; what it has under way here is dropped."""
+        statistics = self.unrouted if call.choice is None else call.choice.model.statistics
+        statistics.elsewhere[call.outcome] += 1
         self._respond(call, payload)
+        if call.queued_ns:
+            self._engine.stop_unwanted_runs()
+
+    def _give_rules(self, call: Call, answered: Answered) -> None:
+        """Answers a call with what its version's rules say."""
+        assert call.codec is not None
+        outputs = Encoded(answered.outputs, call.outputs, alone=True)
+        assert call.choice is not None
+        call.outcome = "fallback"
+        call.rule = answered.rule
+        call.choice.model.statistics.elsewhere["fallback"] += 1
+        self._respond(call, call.codec.write_fallback(call.request_id, outputs, call.rows, call.rule))
         if call.queued_ns:
             self._engine.stop_unwanted_runs()
 
@@ -454,6 +480,12 @@ class Answerer:
             self._fail(call, error)
 
     def _fail(self, call: Call, error: ServingError) -> None:
+        """Nobody has answered a call: its version's rules do, or it ends with a status."""
+        if not self._fallback.take(call, error):
+            self._end_with(call, error)
+
+    def _end_with(self, call: Call, error: ServingError) -> None:
+        """Ends a call with a status."""
         number, _ = error.code.value
         message = str(error)
         if len(message) > _LONGEST_MESSAGE:
@@ -475,7 +507,13 @@ class Answerer:
     def _end(self, call: Call, code: int, status: str, error_id: str | None = None) -> None:
         """The one place where a call ends: it is counted, logged and lets its version go."""
         call.ended = True
-        if call.line is not None or call.race is not None or call.probe is not None or self._delayed:
+        if (
+            call.line is not None
+            or call.race is not None
+            or call.probe is not None
+            or self._delayed
+            or self._fallback.is_busy
+        ):
             self._let_go(call, code)
         now_ns = self._nanoseconds()
         total_ns = now_ns - call.received_ns
@@ -519,6 +557,7 @@ class Answerer:
                     status,
                     error_id,
                     call.join_ns // 100 / 10_000,
+                    call.rule,
                 )
             )
         self.in_flight -= 1
@@ -527,7 +566,8 @@ class Answerer:
             self._idle = None
 
     def _let_go(self, call: Call, code: int) -> None:
-        """Ends what few calls have: attempts elsewhere, a probe of their version, a delay on purpose."""
+        """Ends what few calls have: attempts elsewhere, rules that wait, a probe, a delay on purpose."""
+        self._fallback.ended(call)
         if self._hedger is not None:
             self._hedger.ended(call)
         if call.probe is not None:

@@ -75,6 +75,7 @@ class Call:
         "remaining",
         "request_id",
         "rows",
+        "rule",
         "run_ns",
         "shapes",
         "sink",
@@ -130,6 +131,8 @@ class Call:
         self.join_ns = 0
         #: What answers it: primary, hedge, failover or fallback.
         self.outcome = "primary"
+        #: The fallback rules that answered it.
+        self.rule = ""
         #: Its attempts here and at backups, once there is more than the one here.
         self.race: Race | None = None
         #: Leave to try a version in quarantine.

@@ -43,6 +43,10 @@ def test_the_demo_swaps_rolls_back_and_outlives_its_feature_store_without_losing
     hedging = report["hedging"]
     assert hedging["latency_ms"]["with"]["p99_9"] < hedging["latency_ms"]["without"]["p99_9"]
     assert 0 < hedging["hedges_at_backup"] <= 0.02 * hedging["requests"] + 10
+    fallback = report["fallback"]
+    assert sum(fallback["outcomes"].values()) == fallback["requests"] == 300
+    assert set(fallback["outcomes"]) == {"fallback: late_day", "fallback: usual"}
+    assert set(fallback["outcomes_after_rollback"]) == {"primary"}
     for plot in ("latency.png", "features.png", "hedging.png"):
         assert (tmp_path / "var/demo" / plot).read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["var"]

@@ -8,6 +8,7 @@ so it only adds integers; whoever reads does the arithmetic.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from dataclasses import dataclass, field
 
 from hedgerow_server.engine.costs import Tally
@@ -20,6 +21,16 @@ _BOUNDS_NS = tuple(int(bound * 1e9) for bound in LATENCY_BOUNDS)
 #: Runs of up to so many rows are told apart; larger ones only by the next power of two. A request
 #: may bring as many rows as fit in a message, and each number that it ever was would stay.
 EXACT_ROWS = 1024
+
+
+@dataclass(slots=True)
+class RuleCounts:
+    """What the fallback rules of a version have done, by name."""
+
+    #: Requests that they answered; rows of one request may be answered by several, whose names are joined.
+    answered: Counter[str] = field(default_factory=Counter)
+    #: Rows for which one failed and a later one was asked.
+    failed: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(slots=True)
@@ -47,6 +58,9 @@ class VersionStatistics:
     last_inference_ms: int = 0
     #: Requests that its model answered, by the variant as which it was chosen.
     variants: dict[str, Tally] = field(default_factory=dict)
+    #: Of the requests answered, those that others did: backups (hedge, failover) or rules (fallback).
+    elsewhere: Counter[str] = field(default_factory=Counter)
+    rules: RuleCounts = field(default_factory=RuleCounts)
     # What `waited` is more than `batches`: of each run of n requests the times for n - 1 of them.
     _company: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
 

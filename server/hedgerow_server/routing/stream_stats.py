@@ -35,7 +35,9 @@ class Counts:
     @classmethod
     def of(cls, statistics: VersionStatistics) -> Counts:
         """The counters as they stand."""
-        succeeded = statistics.requests.get(0, 0)
+        # What had to be answered by others is no success of this version. A hedge says nothing about it.
+        rescued = statistics.elsewhere["failover"] + statistics.elsewhere["fallback"]
+        succeeded = statistics.requests.get(0, 0) - rescued
         return cls(
             succeeded,
             sum(statistics.requests.values()) - succeeded,

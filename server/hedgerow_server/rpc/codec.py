@@ -31,6 +31,9 @@ from hedgerow_server.rpc.replies import Encoded, ReplyWriter
 #: model with a few dynamic dimensions, and a bound for one with many.
 KNOWN_SHAPES = 1024
 
+#: Combinations of fallback rules whose replies are prepared.
+KNOWN_RULES = 64
+
 #: NumPy's and more than any model's; a longer shape is refused before it is looked through.
 MAX_RANK = 64
 #: Product of the other dimensions of a tensor that has none of one: [2**40, 0]
@@ -90,9 +93,14 @@ class TensorCodec:
         self._known: dict[tuple[Any, ...], tuple[int, int, tuple[int, ...]]] = {}
         # What requests with a known head bring, and their raw tensors' places in `parts` where these differ.
         self._seen: dict[Head, tuple[Tensors, tuple[int, ...] | None]] = {}
-        self._replies = ReplyWriter(
-            model, parameters or {}, reject_nan=model.serving.nan.outputs == NAN_CHOICE_REJECT
-        )
+        self._parameters = parameters or {}
+        self._replies = self._writer(self._parameters)
+        # Writers of what rules answered, by the rules' names.
+        self._by_rules: dict[str, ReplyWriter] = {}
+
+    def _writer(self, parameters: dict[str, str]) -> ReplyWriter:
+        nan = self._model.serving.nan
+        return ReplyWriter(self._model, parameters, reject_nan=nan.outputs == NAN_CHOICE_REJECT)
 
     # ------------------------------------------------------------- requests
 
@@ -336,6 +344,23 @@ class TensorCodec:
             Internal: an output has NaN or infinity and the model's policy rejects it.
         """
         return self._replies.write(request_id, outputs, first, rows)
+
+    def write_fallback(self, request_id: str, outputs: Encoded, rows: int, rule: str) -> bytes:
+        """Encodes the reply to a request that rules have answered, and says so; see `write`.
+
+        Args:
+            request_id: the request's own id, given back.
+            outputs: its own.
+            rows: how many it has.
+            rule: the names of the rules.
+        """
+        writer = self._by_rules.get(rule)
+        if writer is None:
+            if len(self._by_rules) >= KNOWN_RULES:
+                self._by_rules.clear()
+            said = {"hedgerow_outcome": "fallback", "hedgerow_rule": rule}
+            writer = self._by_rules[rule] = self._writer({**self._parameters, **said})
+        return writer.write(request_id, outputs, 0, rows)
 
 
 class BoundCodec:

@@ -51,6 +51,9 @@ class VersionSums(msgspec.Struct):
     run_ns: int = 0
     output_ns: int = 0
     rows: int = 0
+    #: Requests that rules answered, by their names; and rows for which one failed.
+    fallbacks: dict[str, int] = {}
+    rule_failures: dict[str, int] = {}
     batch_buckets: list[int] = msgspec.field(default_factory=lambda: [0] * (len(BATCH_BOUNDS) + 1))
     variants: dict[str, Spent] = {}
 
@@ -66,6 +69,12 @@ class VersionSums(msgspec.Struct):
         self.run_ns += other.run_ns
         self.output_ns += other.output_ns
         self.rows += other.rows
+        for mine, others in (
+            (self.fallbacks, other.fallbacks),
+            (self.rule_failures, other.rule_failures),
+        ):
+            for rule, count in others.items():
+                mine[rule] = mine.get(rule, 0) + count
         self.batch_buckets = _add(self.batch_buckets, other.batch_buckets)
         for variant, spent in other.variants.items():
             self.variants[variant] = self.variants.get(variant, Spent()) + spent
@@ -237,6 +246,8 @@ def sums_of(model: str, version: str, statistics: VersionStatistics) -> VersionS
         run_ns=statistics.run_ns,
         output_ns=statistics.output_ns,
         rows=statistics.rows,
+        fallbacks=dict(statistics.rules.answered),
+        rule_failures=dict(statistics.rules.failed),
         batch_buckets=batches,
         variants={variant: tally.spent() for variant, tally in statistics.variants.items()},
     )

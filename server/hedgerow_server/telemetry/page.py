@@ -170,6 +170,18 @@ def _requests(total: Dump) -> Iterator[Metric]:
     yield seconds
     yield batch
     yield counter(
+        "fallbacks",
+        "Requests that fallback rules answered, by the rules' names.",
+        (*by_version, "rule"),
+        [((v.model, v.version, rule), count) for v in total.versions for rule, count in v.fallbacks.items()],
+    )
+    yield counter(
+        "fallback_rule_failures",
+        "Rows for which a rule failed, so that a later one was asked.",
+        (*by_version, "rule"),
+        [((v.model, v.version, rule), n) for v in total.versions for rule, n in v.rule_failures.items()],
+    )
+    yield counter(
         "stage_seconds",
         "Time in each stage, added up over requests (join, queue) and runs (input, run, output).",
         (*by_version, "stage"),

@@ -56,6 +56,8 @@ class LogLine(msgspec.Struct, gc=False, omit_defaults=True):
     error_id: str | None = None
     #: How long it waited for its features; left out for one that brought them.
     join_ms: float = 0.0
+    #: The fallback rules that answered; left out where none did.
+    rule: str = ""
 
 
 class Sink:

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from hedgerow_local.addresses import around_proxies
 from hedgerow_local.demo.account import Account
+from hedgerow_local.demo.fallback import Fallback
 from hedgerow_local.demo.hedging import Hedging
 from hedgerow_local.demo.outage import Outage
 from hedgerow_local.demo.prepare import LoadFeatures, PublishFirst, Start, Train
@@ -37,6 +38,7 @@ SCENES: tuple[Scene, ...] = (
     Outage(),
     Account(),
     Hedging(),
+    Fallback(),
 )
 
 
@@ -104,7 +106,7 @@ def _prepare(root: Path) -> machine.Quiet:
 
 def _summarise(console: Console, stage: Stage, noise: str) -> None:
     report = stage.report
-    if "swap" in report and "hedging" in report:
+    if "swap" in report and "fallback" in report:
         swap, rollback, scores = report["swap"], report["rollback"], report["model"]["versions"]
         outage, hedging = report["features"]["outage"], report["hedging"]
         table = Table(show_header=False, box=None, padding=(0, 2))
@@ -121,6 +123,9 @@ def _summarise(console: Console, stage: Stage, noise: str) -> None:
                 f"{hedging['latency_ms']['without']['p99_9']:.0f} ms; hedged"
                 f" {hedging['latency_ms']['with']['p99_9']:.0f} ms,"
                 f" for {hedging['extra_percent']:.1f} % more requests"
+            ),
+            "a failing version's requests": ", ".join(
+                f"{count:,} {outcome}" for outcome, count in report["fallback"]["outcomes"].items()
             ),
             "all of it": f"{time.monotonic() - stage.began:.0f} s",
         }

@@ -173,7 +173,7 @@ class PublishFirst:
 
 
 async def publish(stage: Stage, version: int, *, alias: str | None) -> str:
-    """Publishes one of the trained versions; returns the number MLflow gave it."""
+    """Publishes what lies in `v1`, `v2` or so on; returns the number MLflow gave it."""
     os.environ.update(QUIET)
     # MLflow takes seconds to import; off the loop, which has news to print meanwhile.
     hedgerow_publish = await asyncio.to_thread(lambda: hedgerow.publish)

@@ -92,7 +92,7 @@ class Swap:
         stage.tell(f"Registered as version {version}, serving nobody yet")
         await asyncio.sleep(1)
         stage.mark("alias_moved")
-        await asyncio.to_thread(_move_champion, stage.endpoints.mlflow, version)
+        await asyncio.to_thread(move_champion, stage.endpoints.mlflow, version)
         stage.tell(f"champion -> {version}", style="bold")
         try:
             await asyncio.wait_for(asyncio.shield(stage.load.first_reply(version)), SERVED_WITHIN)
@@ -102,12 +102,33 @@ class Swap:
         return {"swap": {"from_version": "1", "to_version": version}}
 
 
-def _move_champion(registry: str, version: str) -> None:
+def move_champion(registry: str, version: str) -> None:
+    """Points the alias `champion` at a version."""
     from mlflow import MlflowClient  # noqa: PLC0415 - publishing has imported it by now
 
     MlflowClient(registry_uri=registry, tracking_uri=registry).set_registered_model_alias(
         MODEL, "champion", version
     )
+
+
+async def roll_back(stage: Stage) -> pb.RollbackResponse:
+    """Tells the control plane to go back; notes the mark `rollback`, and complains if a server did not."""
+    async with grpc.aio.insecure_channel(stage.endpoints.control) as channel:
+        # The generated stub is untyped.
+        operator = OperatorStub(channel)  # type: ignore[no-untyped-call]
+        await channel.channel_ready()
+        stage.mark("rollback")
+        stage.tell("hedgerow rollback " + MODEL, style="bold")
+        try:
+            reply: pb.RollbackResponse = await operator.Rollback(pb.RollbackRequest(model=MODEL), timeout=30)
+        except grpc.aio.AioRpcError as error:
+            raise SceneFailed(f"Rollback failed: {error.code().name}: {error.details()}") from error
+    stage.tell(
+        f"Back from {reply.from_version} to {reply.to_version}; the last server stopped answering"
+        f" from {reply.from_version} after {reply.seconds * 1000:.0f} ms"
+    )
+    stage.expect(reply.complete, f"The rollback was not acknowledged by every server: {reply.detail}")
+    return reply
 
 
 class Rollback:
@@ -118,22 +139,8 @@ class Rollback:
 
     async def run(self, stage: Stage) -> Contribution:
         """Reports what the control plane says about it."""
-        async with grpc.aio.insecure_channel(stage.endpoints.control) as channel:
-            # The generated stub is untyped.
-            operator = OperatorStub(channel)  # type: ignore[no-untyped-call]
-            await channel.channel_ready()
-            stage.mark("rollback")
-            stage.tell("hedgerow rollback " + MODEL, style="bold")
-            try:
-                reply = await operator.Rollback(pb.RollbackRequest(model=MODEL), timeout=30)
-            except grpc.aio.AioRpcError as error:
-                raise SceneFailed(f"Rollback failed: {error.code().name}: {error.details()}") from error
-            stage.mark("rollback_acknowledged")
-        stage.tell(
-            f"Back from {reply.from_version} to {reply.to_version}; the last server stopped answering"
-            f" from {reply.from_version} after {reply.seconds * 1000:.0f} ms"
-        )
-        stage.expect(reply.complete, f"The rollback was not acknowledged by every server: {reply.detail}")
+        reply = await roll_back(stage)
+        stage.mark("rollback_acknowledged")
         await asyncio.sleep(AFTER)
         return {
             "rollback": {

@@ -1,0 +1,156 @@
+"""Fallback rules on the request path: they answer when neither this server nor a backup does, or not in time.
+
+take ── the call has failed ──┐
+├─ the version's rules ─┬▶ give: their answer goes out
+watch ┄ its time is nearly up ┘                       └▶ fail: the error that led here
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+
+from hedgerow_protos.open_inference_pb2 import ModelInferRequest
+
+from hedgerow_server.call import Call
+from hedgerow_server.errors import ServingError
+from hedgerow_server.resilience.rules import Answered, Rules, Unanswered
+
+log = logging.getLogger(__name__)
+
+#: Of the time that a call has, so much is kept for the rules and the way back, but at most so many seconds.
+KEPT_SHARE, KEPT_SECONDS = 0.1, 0.05
+#: Calls that rules may be answering at once, where one takes more than a turn of the loop.
+MOST_JOBS = 64
+
+Give = Callable[[Call, Answered], None]
+Fail = Callable[[Call, ServingError], None]
+
+
+class Fallback:
+    """Owns: the timers of calls that rules answer if nobody else has, and the tasks of long answers.
+
+    Args:
+        give: Sends a call what rules answered.
+        fail: Ends a call with a status: the rules could not answer either.
+        clock: Seconds, monotonic; the clock of deadlines.
+    """
+
+    def __init__(self, give: Give, fail: Fail, clock: Callable[[], float] = time.monotonic) -> None:
+        self._give = give
+        self._fail = fail
+        self._clock = clock
+        self._timers: dict[Call, asyncio.TimerHandle] = {}
+        self._jobs: dict[Call, asyncio.Task[Answered | Unanswered]] = {}
+
+    def __repr__(self) -> str:
+        return f"<Fallback {len(self._timers)} timers, {len(self._jobs)} jobs>"
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is anything to end."""
+        return bool(self._timers or self._jobs)
+
+    def watch(self, call: Call) -> None:
+        """Has the rules answer a call that is under way, if it has no answer shortly before its deadline."""
+        if _rules_for(call) is None or call in self._timers:
+            return
+        remaining = call.deadline - self._clock()
+        kept = min(KEPT_SHARE * remaining, KEPT_SECONDS)
+        self._timers[call] = asyncio.get_running_loop().call_later(
+            max(0.0, remaining - kept), self._time_is_nearly_up, call
+        )
+
+    def _time_is_nearly_up(self, call: Call) -> None:
+        del self._timers[call]
+        if not call.ended:
+            self._answer(call, None)
+
+    def take(self, call: Call, error: ServingError) -> bool:
+        """Answers a call that has failed, by the rules of its version.
+
+        Args:
+            call: Not ended.
+            error: What its caller hears if the rules cannot answer either.
+
+        Returns:
+            Whether it is taken: the call has its answer, or will.
+        """
+        return error.elsewhere and self._answer(call, error)
+
+    def _answer(self, call: Call, error: ServingError | None) -> bool:
+        """Lets the rules answer; what they cannot ends with the error, or without one goes on as it was."""
+        rules = _rules_for(call)
+        if rules is None or call in self._jobs or not _has_tensors(call):
+            return call in self._jobs
+        if call.rows <= rules.turn_rows:
+            return self._end(call, rules.answer(call.parts, call.shapes, call.outputs))
+        if len(self._jobs) >= MOST_JOBS:
+            return False
+        job = asyncio.get_running_loop().create_task(
+            rules.answer_in_turns(call.parts, call.shapes, call.outputs)
+        )
+        self._jobs[call] = job
+        job.add_done_callback(partial(self._end_job, call, error))
+        return True
+
+    def _end_job(
+        self, call: Call, error: ServingError | None, job: asyncio.Task[Answered | Unanswered]
+    ) -> None:
+        self._jobs.pop(call, None)
+        if job.cancelled() or call.ended:
+            return
+        if not self._end(call, job.result()) and error is not None:
+            self._fail(call, error)
+
+    def _end(self, call: Call, result: Answered | Unanswered) -> bool:
+        assert call.choice is not None
+        counts = call.choice.model.statistics.rules
+        for name, rows in result.failures.items():
+            counts.failed[name] += rows
+        if isinstance(result, Unanswered):
+            log.warning("the rules of %r could not answer: %s", call.choice.model, result.reason)
+            return False
+        counts.answered[result.rule] += 1
+        self._give(call, result)
+        return True
+
+    def ended(self, call: Call) -> None:
+        """Ends what is under way for a call that has ended."""
+        timer = self._timers.pop(call, None)
+        if timer is not None:
+            timer.cancel()
+        job = self._jobs.pop(call, None)
+        if job is not None:
+            job.cancel()
+
+    def give_up(self) -> list[Call]:
+        """The calls that rules are answering; somebody must tell them that they will not."""
+        return list(self._jobs)
+
+
+def _rules_for(call: Call) -> Rules | None:
+    """The rules that may answer a call; not those of an attempt: who made it has rules of its own."""
+    return None if call.choice is None or call.trace.attempt else call.choice.model.rules
+
+
+def _has_tensors(call: Call) -> bool:
+    """Whether the rules know what the call is about; reads it, if it was refused before anybody did."""
+    if call.shapes:
+        return True
+    codec = call.codec
+    if codec is None or not call.payload:
+        return False
+    request = ModelInferRequest.FromString(call.payload)
+    if codec.bound is not None and codec.bound.is_for(request):
+        return False  # Its features were not read.
+    try:
+        tensors = codec.read(request)
+    except ServingError:
+        return False
+    call.parts, call.shapes = tensors.parts, tensors.shapes
+    call.rows, call.outputs = tensors.rows, tensors.outputs
+    return True

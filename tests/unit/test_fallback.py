@@ -1,0 +1,177 @@
+"""Fallback rules on the request path: real answerer, engine and rules; only the sockets are missing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from fakes_engine import THREADED, RequestPath, endless, model, request, table
+from hedgerow_protos import serving_spec
+from hedgerow_protos.hedging import ATTEMPT
+from hedgerow_server.engine.model import Model
+from hedgerow_server.gate.deadlines import Deadlines
+from hedgerow_server.resilience.rules import Rules
+
+OK, INTERNAL, LATE = grpc.StatusCode.OK, grpc.StatusCode.INTERNAL, grpc.StatusCode.DEADLINE_EXCEEDED
+Open = Callable[..., Awaitable[RequestPath]]
+
+RULES = """
+fallback:
+  rules:
+    - name: high
+      when: x > 10.0
+      outputs: {y: x * 2.0}
+    - name: otherwise
+      outputs: {y: "-1.0"}
+"""
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Open]:
+    """Starts request paths, and ends their threads whatever becomes of the test."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def open_one(*args: Any, **options: Any) -> RequestPath:
+            path = await RequestPath.open(*args, **options)
+            stack.push_async_callback(path.engine.close)
+            return path
+
+        yield open_one
+
+
+def with_rules(made: Model) -> Model:
+    """The same version, with rules for its output."""
+    made.serving.MergeFrom(serving_spec.parse(RULES, source="serving.yaml"))
+    made.rules = Rules.compile(made.serving, made.signature)
+    return made
+
+
+def broken() -> Model:
+    """A model x FP32 [batch, 1] whose every run raises."""
+    made = with_rules(model("slow", max_batch_size=8, milliseconds=1))
+
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("the kernel is broken")
+
+    made.bound = None
+    made.run = fail  # type: ignore[method-assign]
+    return made
+
+
+async def ask(path: RequestPath, rows: list[list[float]], **options: Any) -> Any:
+    """Asks once and waits for the reply."""
+    call = path.callers.call(request({"x": rows}, **options))
+    path.answerer.answer([call])
+    async with asyncio.timeout(20):
+        await path.answerer.idle()
+    return path.callers.of(call)
+
+
+async def test_rules_answer_for_a_model_that_fails_row_by_row(start: Open) -> None:
+    """Each row gets the first rule that is true of it; the reply, the log and the counts say so."""
+    version = broken()
+    path = await start(table(version))
+    reply = await ask(path, [[3.0], [11.0], [12.5]], id="seven")
+    np.testing.assert_array_equal(reply.tensors["y"], np.float32([[-1], [22], [25]]))
+    said = {name: value.string_param for name, value in reply.response.parameters.items()}
+    assert said == {"hedgerow_outcome": "fallback", "hedgerow_rule": "high,otherwise"}
+    assert reply.response.id == "seven"
+    (line,) = path.log.lines
+    assert (line.code, line.outcome, line.rule) == ("OK", "fallback", "high,otherwise")
+    assert version.statistics.rules.answered == {"high,otherwise": 1}
+    assert version.statistics.elsewhere == {"fallback": 1}
+    assert version.in_flight == 0
+
+
+async def test_a_version_that_keeps_failing_is_not_run_and_its_rules_go_on_answering(start: Open) -> None:
+    """After some failures the version is in quarantine: no more runs, every answer from the rules."""
+    version = broken()
+    runs = 0
+    fail = version.run
+
+    def counted(*args: Any) -> Any:
+        nonlocal runs
+        runs += 1
+        return fail(*args)
+
+    version.run = counted  # type: ignore[method-assign]
+    path = await start(table(version))
+    for _ in range(50):
+        reply = await ask(path, [[1.0]])
+        assert reply.code is OK
+        assert reply.response.parameters["hedgerow_outcome"].string_param == "fallback"
+    assert version.breaker.trips == 1
+    assert runs == 5
+
+
+async def test_rules_answer_shortly_before_the_deadline_of_a_run_that_does_not_end(start: Open) -> None:
+    """The answer comes in time, and the run is stopped."""
+    version = with_rules(endless())
+    path = await start(table(version), inline_below=THREADED, deadlines=Deadlines(0.3, 0.3))
+    began = asyncio.get_running_loop().time()
+    reply = await ask(path, [[20.0]])
+    assert reply.code is OK
+    np.testing.assert_array_equal(reply.tensors["y"], np.float32([[40]]))
+    assert asyncio.get_running_loop().time() - began < 5
+    async with asyncio.timeout(20):
+        await version.drained()
+
+
+async def test_a_request_of_many_rows_is_answered_in_turns(start: Open) -> None:
+    """More rows than a turn of the loop takes: the loop goes on meanwhile, the answer is the same."""
+    version = broken()
+    assert version.rules is not None
+    rows = 3 * version.rules.turn_rows + 1
+    version.signature = model("slow", max_batch_size=rows, milliseconds=1).signature
+    path = await start(table(version))
+    reply = await ask(path, [[float(row)] for row in range(rows)])
+    expected = [[2.0 * row if row > 10 else -1.0] for row in range(rows)]
+    np.testing.assert_array_equal(reply.tensors["y"], np.float32(expected))
+
+
+async def test_another_regions_attempt_gets_the_failure_not_the_rules(start: Open) -> None:
+    """Who sent it has rules of its own, and perhaps a real answer under way."""
+    path = await start(table(broken()))
+    call = path.callers.call(request({"x": [[1.0]]}), metadata=((ATTEMPT, "hedge"),))
+    path.answerer.answer([call])
+    async with asyncio.timeout(20):
+        await path.answerer.idle()
+    assert path.callers.of(call).code is INTERNAL
+
+
+async def test_a_wrong_request_is_refused_whatever_rules_there_are(start: Open) -> None:
+    """Rules answer for the model's faults, not for the caller's."""
+    path = await start(table(broken()))
+    assert (await ask(path, [[1.0, 2.0]])).code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_rule_that_fails_leaves_the_first_error_to_the_caller(start: Open) -> None:
+    """An expression that cannot be evaluated for a row: the caller hears of the model's failure."""
+    version = broken()
+    version.serving.fallback.rules[0].outputs["y"] = "double(int(x) / 0)"
+    version.serving.fallback.rules[1].outputs["y"] = "double(1 / int(x))"
+    version.rules = Rules.compile(version.serving, version.signature)
+    path = await start(table(version))
+    reply = await ask(path, [[0.0]])
+    assert reply.code is INTERNAL
+    assert version.statistics.rules.failed == {"otherwise": 1}
+    assert not version.statistics.rules.answered
+
+
+async def test_no_timer_is_left_of_calls_that_ended(start: Open) -> None:
+    """A caller who gives up, and one who is answered, leave nothing behind."""
+    version = with_rules(model("slow", max_batch_size=8, milliseconds=20))
+    path = await start(table(version), inline_below=THREADED)
+    calls = [path.callers.call(request({"x": [[1.0]]})) for _ in range(3)]
+    path.answerer.answer(calls)
+    assert path.answerer._fallback.is_busy
+    path.answerer.cancel(calls[0])
+    async with asyncio.timeout(20):
+        await path.answerer.idle()
+    assert not path.answerer._fallback.is_busy
+    assert [path.callers.of(call).code for call in calls[1:]] == [OK, OK]
