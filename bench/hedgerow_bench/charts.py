@@ -79,6 +79,25 @@ def _hedge(report: Row) -> list[Chart]:
     return _curves("Latency by percentile with stalls, open loop", report["rows"], "{server}")
 
 
+def _overload(report: Row) -> list[Chart]:
+    def draw(axes: Any) -> None:
+        start = 0
+        for row in report["rows"][1:]:
+            seconds = [start + entry["second"] for entry in row["timeline"]]
+            for place, (key, name) in enumerate((("offered", "offered"), ("in_time", "answered in time"))):
+                label = name if start == 0 else None
+                values = [entry[key] for entry in row["timeline"]]
+                axes.plot(seconds, values, color=_COLOURS[place], label=label)
+            start += len(seconds)
+        axes.axhline(report["rows"][0]["goodput"], color=_COLOURS[2], linestyle="--", label="peak")
+        axes.set_xlabel("seconds")
+        axes.set_ylabel("requests/s")
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False, fontsize=8)
+
+    return [_draw("Overload of both regions, second by second", draw)]
+
+
 def _latency(report: Row) -> list[Chart]:
     return _curves("Latency by percentile, open loop", report["rows"], "{server}, {rate:,.0f}/s")
 
@@ -189,5 +208,6 @@ _CHARTS: dict[str, Callable[[Row], list[Chart]]] = {
     "features": _features,
     "scale": _scale,
     "hedge": _hedge,
+    "overload": _overload,
     "peers": _peers,
 }

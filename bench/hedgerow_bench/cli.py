@@ -14,7 +14,19 @@ import cyclopts
 import numpy as np
 from cyclopts import Parameter
 
-from hedgerow_bench import cores, features, h2load, hedge, latency, loads, reports, scale, tensors, throughput
+from hedgerow_bench import (
+    cores,
+    features,
+    h2load,
+    hedge,
+    latency,
+    loads,
+    overload,
+    reports,
+    scale,
+    tensors,
+    throughput,
+)
 from hedgerow_bench import swap as swaps
 from hedgerow_bench.contender import Contender, checked, over_grpc
 from hedgerow_bench.options import (
@@ -277,6 +289,29 @@ def hedge_command(
     return _report("hedge", run, out, as_json=as_json)
 
 
+@app.command(name="overload")
+def overload_command(
+    *,
+    times: Annotated[float, Parameter(help="The overload, in multiples of the peak.")] = 5.0,
+    seconds: Annotated[float, Parameter(help="For which the overload lasts.")] = 60.0,
+    after: Annotated[float, Parameter(help="Seconds of ordinary load behind it.")] = 15.0,
+    deadline: Annotated[float, Parameter(help="Milliseconds, of every request.")] = 250.0,
+    transport: Transport = "auto",
+    smoke: Smoke = False,
+    out: Out = DEFAULT_OUT,
+    as_json: AsJson = False,
+) -> int:
+    """Two regions, each the other's backup, under several times the load they can answer."""
+    if smoke:
+        seconds, after = 2.0, 2.0
+
+    async def run(report: Report) -> Rows:
+        loop = _loop(report, 1, min(4.0, seconds), out)
+        return await overload.measure(overload.Flood(times, seconds, after, deadline / 1000, transport), loop)
+
+    return _report("overload", run, out, as_json=as_json)
+
+
 @app.command(name="peers")
 def peers_command(
     *names: Annotated[str, Parameter(help=f"Of {', '.join(peer.name for peer in PEERS)}; all without.")],
@@ -320,6 +355,7 @@ ALL: tuple[Callable[..., int], ...] = (
     loads_command,
     swap,
     hedge_command,
+    overload_command,
 )
 
 

@@ -27,12 +27,12 @@ class Counters:
     workers: dict[str, int] = field(default_factory=dict)
 
 
-def parse(page: str) -> Counters:
+def parse(text: str) -> Counters:
     """Reads a metrics page."""
     found = Counters()
     statuses: Counter[str] = Counter()
     dropped = 0
-    for family in text_string_to_metric_families(page):
+    for family in text_string_to_metric_families(text):
         for sample in family.samples:
             match sample.name:
                 case "hedgerow_requests_total":
@@ -59,9 +59,20 @@ def unanswered(before: Counters, after: Counters, answers: int) -> int:
     return max(bad, answers - grown["OK"], 0)
 
 
+def total(text: str, name: str) -> float:
+    """The sum of a counter over all its labels."""
+    families = text_string_to_metric_families(text)
+    return sum(sample.value for family in families for sample in family.samples if sample.name == name)
+
+
+async def page(address: str) -> str:
+    """The metrics page at HOST:PORT."""
+    return await asyncio.to_thread(_get, address)
+
+
 async def read(address: str) -> Counters:
     """Scrapes the page at HOST:PORT."""
-    return parse(await asyncio.to_thread(_get, address))
+    return parse(await page(address))
 
 
 def _get(address: str) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 INPUT, OUTPUT = "x", "y"
 _OPSET, _IR = 18, 8
 #: Layers of the large model are this wide: 4 MB of FP32 each.
-_WIDTH = 1000
+WIDTH = 1000
 
 
 def write_first(path: Path, shape: tuple[int, ...]) -> None:
@@ -51,7 +51,7 @@ def write_large(path: Path, megabytes: int, *, external: bool) -> None:
     nodes, constants = [], []
     value = INPUT
     for number in range(layers):
-        matrix = random.normal(size=(_WIDTH, _WIDTH)).astype(np.float32) / np.float32(_WIDTH**0.5)
+        matrix = random.normal(size=(WIDTH, WIDTH)).astype(np.float32) / np.float32(WIDTH**0.5)
         constants.append(numpy_helper.from_array(matrix, f"w{number}"))
         result = OUTPUT if number == layers - 1 else f"h{number}"
         nodes.append(helper.make_node("MatMul", [value, f"w{number}"], [result]))
@@ -59,8 +59,8 @@ def write_large(path: Path, megabytes: int, *, external: bool) -> None:
     _save(
         path,
         nodes,
-        helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["batch", _WIDTH]),
-        helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", _WIDTH]),
+        helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["batch", WIDTH]),
+        helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", WIDTH]),
         constants,
         external=external,
     )

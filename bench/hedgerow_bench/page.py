@@ -20,6 +20,7 @@ SECTIONS = {
     "features": "How fast are features joined?",
     "scale": "What do more workers, more models and no traffic change?",
     "hedge": "What does hedging make of stalls?",
+    "overload": "What happens when there is too much?",
     "loads": "What does a caller notice while a model is loaded?",
     "swap": "What does a caller notice while versions change?",
 }

@@ -53,6 +53,7 @@ async def own_server(
     models: Mapping[str, Path] | None = None,
     cores: Sequence[int] | None = None,
     settings: Mapping[str, str] | None = None,
+    grpc_port: int = 0,
 ) -> AsyncIterator[Subject]:
     """Starts `hedgerow-server` on free ports, with its request log in a file.
 
@@ -63,6 +64,7 @@ async def own_server(
         models: What it serves, ONNX files by name, the first is the subject; None: the perceptron of `mlp`.
         cores: Where it runs; None: anywhere.
         settings: Environment variables, as `HEDGEROW_SECTION__KEY`.
+        grpc_port: Where it answers; 0: a free one.
     """
     if models is None:
         models = {"mlp": directory / "mlp.onnx"}
@@ -81,8 +83,7 @@ async def own_server(
         return None
 
     flags = ["--transport", transport, "--workers", str(workers)]
-    for port in ("--grpc-port", "--http-port", "--metrics-port"):
-        flags += [port, "0"]
+    flags += ["--grpc-port", str(grpc_port), "--http-port", "0", "--metrics-port", "0"]
     for name, path in models.items():
         flags += ["--model", f"{name}={path}"]
     environment = {

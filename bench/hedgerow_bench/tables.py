@@ -360,6 +360,49 @@ def _hedge(report: Row) -> list[Table]:
     ]
 
 
+def _overload(report: Row) -> list[Table]:
+    cells = []
+    for row in report["rows"]:
+        if row["phase"] == "peak":
+            cells.append(("peak", "-", number(row["goodput"]), *["-"] * 8))
+            continue
+        hedged = row.get("hedge_percent")
+        cells.append(
+            (
+                row["phase"],
+                number(row["offered"]),
+                number(row["goodput"]),
+                f"{row['of_peak']:.0%}",
+                number(row["accepted_ms"].get("p50")),
+                number(row["accepted_ms"].get("p99")),
+                number(row["deadline_ms"]),
+                "-" if hedged is None else f"{hedged:.2f} %",
+                number(row.get("runs_after_deadline")),
+                number(row.get("as_usual_after_seconds")),
+                number(row["failed"]),
+            )
+        )
+    return [
+        Table(
+            "Two regions, each the other's backup: requests a second, both together",
+            (
+                "phase",
+                "offered/s",
+                "in time/s",
+                "of peak",
+                "accepted p50 ms",
+                "p99 ms",
+                "deadline",
+                "hedged",
+                "late answers",
+                "as usual after s",
+                "failed",
+            ),
+            tuple(cells),
+        )
+    ]
+
+
 def _peers(report: Row) -> list[Table]:
     cells = []
     for row in report["rows"]:
@@ -402,5 +445,6 @@ _TABLES: dict[str, Callable[[Row], list[Table]]] = {
     "loads": _loads,
     "swap": _swap,
     "hedge": _hedge,
+    "overload": _overload,
     "peers": _peers,
 }

@@ -29,6 +29,7 @@ class WirePlan:
         timeout: Seconds after the last request in which answers are waited for.
         outstanding: Requests under way or due at most (open loop).
         connections: To the server.
+        deadline: Seconds that each request asks for (`grpc-timeout`); 0: none.
         seed: Of the Poisson process.
         spin: Polls instead of sleeping when a request is due within a tenth of
             a millisecond. For a generator with a core of its own.
@@ -46,6 +47,7 @@ class WirePlan:
     timeout: float = 5.0
     outstanding: int = 100_000
     connections: int = 4
+    deadline: float = 0.0
     seed: int = 0
     spin: bool = True
 
@@ -66,4 +68,5 @@ class WirePlan:
     @property
     def headers(self) -> tuple[tuple[str, str], ...]:
         """Of every request."""
-        return GRPC_HEADERS
+        timeout = (("grpc-timeout", f"{self.deadline * 1000:.0f}m"),) if self.deadline else ()
+        return (*GRPC_HEADERS, *timeout)
