@@ -244,6 +244,13 @@ def test_each_rule_may_be_cheap_and_all_together_too_dear():
     assert "the largest variable 'words'" in said
 
 
+def test_a_constant_that_is_too_dear_is_not_computed_to_find_that_out():
+    """It would take 2**40 bytes."""
+    endless = "size(['a']" + ".map(x, x + x)" * 40 + "[0]) > 1"
+    assert "rule 'first': when: " in (said := refusal(rule("first", endless), rule("last")))
+    assert "a row may take" in said
+
+
 def test_not_finite_constants_follow_the_models_policy():
     nan = rule(score="0.0 / 0.0")
     assert compiled(nan) is not None
@@ -348,6 +355,9 @@ def test_without_a_batch_columns_are_lists():
     known = _variables([shape._replace(shape=(4, *shape.shape[1:])) for shape in BOUND], batched=False).known
     assert known["plane.seats"].type == "list(double)"
     assert known["spot"].type == "list(list(double))"
+    # The input has a dimension more than its only column: `seats` could be either.
+    assert known["inputs.seats"].type == "list(list(double))"
+    assert "seats" not in known
 
 
 def test_a_whole_view_of_the_most_fields_compiles_quickly():

@@ -135,6 +135,18 @@ def test_a_rule_that_fails_on_a_row_leaves_it_to_the_next(when, failing):
     assert answered.outputs[0][1] == 2
 
 
+def test_a_text_that_fails_is_not_answered_with_the_librarys_message():
+    n = spec("n", "INT64", -1)
+    shape = signature(n, outputs=(spec("y", "BYTES", -1), spec("z", "BYTES", -1, 1)))
+    rules = compiled(
+        shape, rule("first", y="['a', 'b'][n]", z="string(1 / n)"), rule("rest", y="'c'", z="'d'")
+    )
+    assert [output.ravel().tolist() for output in answer(rules, np.array([1, 7, 0])).outputs] == [
+        ["b", "c", "c"],
+        ["1", "d", "d"],
+    ]
+
+
 def test_an_output_that_fails_leaves_the_row_to_the_next_rule_whole():
     """Not one output of the one rule and the other of the other."""
     n = spec("n", "INT64", -1)
