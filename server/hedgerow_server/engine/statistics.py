@@ -27,7 +27,7 @@ EXACT_ROWS = 1024
 class RuleCounts:
     """What the fallback rules of a version have done, by name."""
 
-    #: Requests that they answered; rows of one request may be answered by several, whose names are joined.
+    #: Requests of which they answered rows; several may answer one request's.
     answered: Counter[str] = field(default_factory=Counter)
     #: Rows for which one failed and a later one was asked.
     failed: Counter[str] = field(default_factory=Counter)

@@ -114,7 +114,8 @@ class Fallback:
         if isinstance(result, Unanswered):
             log.warning("the rules of %r could not answer: %s", call.choice.model, result.reason)
             return False
-        counts.answered[result.rule] += 1
+        # Not by the names joined, of which there are as many as subsets: each is a label of metrics.
+        counts.answered.update(result.rules.keys())
         self._give(call, result)
         return True
 

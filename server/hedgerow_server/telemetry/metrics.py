@@ -51,7 +51,7 @@ class VersionSums(msgspec.Struct):
     run_ns: int = 0
     output_ns: int = 0
     rows: int = 0
-    #: Requests that rules answered, by their names; and rows for which one failed.
+    #: By rule, requests of which it answered rows, and rows for which it failed.
     fallbacks: dict[str, int] = {}
     rule_failures: dict[str, int] = {}
     batch_buckets: list[int] = msgspec.field(default_factory=lambda: [0] * (len(BATCH_BOUNDS) + 1))

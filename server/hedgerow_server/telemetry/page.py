@@ -171,7 +171,7 @@ def _requests(total: Dump) -> Iterator[Metric]:
     yield batch
     yield counter(
         "fallbacks",
-        "Requests that fallback rules answered, by the rules' names.",
+        "Requests of which a fallback rule answered rows; several may answer one request's.",
         (*by_version, "rule"),
         [((v.model, v.version, rule), count) for v in total.versions for rule, count in v.fallbacks.items()],
     )
