@@ -27,6 +27,9 @@ _MODEL = "matrices"
 #: One row of it, which takes a run some milliseconds: the model is the limit, not the server.
 _ROW = np.ones((1, models.WIDTH), np.float32)
 _MEGABYTES = 32
+#: Rows in one run: refusing a request costs the server some 20 µs, so that what is measured is
+#: overload of the model, a request of it must cost much more.
+_BATCH = 4
 #: Requests under way at each region when the peak is looked for.
 _PEAK_CALLERS = 16
 #: Of the peak, the load after the overload.
@@ -62,9 +65,7 @@ async def measure(flood: Flood, loop: throughput.Loop) -> Rows:
         regions = await _start(exits, model, flood, loop)
         peak = await _peak(regions, flood, loop)
         rate = peak * flood.times
-        tell(
-            f"peak: {peak:,.0f} a second in time, from both regions; now {rate:,.0f} for {flood.seconds:g} s"
-        )
+        tell(f"peak of both regions: {peak:,.0f} a second; now {rate:,.0f} for {flood.seconds:g} s")
         before = await _hedges(regions)
         began = time.monotonic()
         hot = await _open_loop(regions, rate, flood.seconds, "flood", flood, loop)
@@ -110,6 +111,7 @@ async def _start(
                 grpc_port=ports[name],
                 settings={
                     "HEDGEROW_SERVER__REGION": name,
+                    "HEDGEROW_ENGINE__MAX_BATCH_SIZE": str(_BATCH),
                     "HEDGEROW_HEDGE__BACKUPS": f"127.0.0.1:{ports[other]}",
                     "HEDGEROW_LOG__REQUESTS": str(directory / "requests.log"),
                 },
@@ -184,7 +186,8 @@ async def _open_loop(
 
 
 def _in_time(records: Records, flood: Flood) -> npt.NDArray[np.bool_]:
-    return (records.status == OK) & (records.latency <= flood.deadline)
+    good: npt.NDArray[np.bool_] = (records.status == OK) & (records.latency <= flood.deadline)
+    return good
 
 
 def _row(phase: str, outcomes: list[Outcome], flood: Flood, peak: float) -> dict[str, Any]:
