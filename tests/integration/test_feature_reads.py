@@ -312,6 +312,48 @@ async def test_a_dead_address_is_a_source_error_not_a_defect(tmp_path):
     await store.close()
 
 
+async def test_an_answer_that_asyncpg_does_not_expect_is_a_source_error_not_a_defect(store, monkeypatch):
+    """Seen on connections that died; the next read takes another."""
+
+    async def fetch(*_: object) -> None:
+        raise asyncpg.InternalClientError("got result for unknown protocol state 3")
+
+    first = store._pool
+    with monkeypatch.context() as patched:
+        patched.setattr(asyncpg.Connection, "fetch", fetch)
+        with pytest.raises(SourceError, match="unknown protocol state"):
+            await store.read(View(VIEW), [b"N1"])
+    assert first is None
+    assert store._pool.get_size() == 0
+    assert len(await store.read(View(VIEW), [b"N1"])) == 1
+
+
+async def test_a_store_that_hangs_while_it_makes_its_tables_is_not_waited_for(own_postgres: Postgres):
+    """A transaction that is cancelled waits for its rollback; a lane that did would be blocked for ever."""
+    dsn = own_postgres.new_database()
+    store = PostgresStore(dsn, connections=1, statement_timeout=60)
+    other = await asyncpg.connect(dsn)
+    await other.execute("SELECT pg_advisory_lock($1)", feature_schema.LOCK)
+    read = asyncio.ensure_future(store.read(View(VIEW), [b"N1"]))
+    waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    until = time.monotonic() + HANG_SECONDS
+    while not await other.fetchval(waits):
+        assert time.monotonic() < until, "nobody waits for the lock"
+        await asyncio.sleep(0.01)
+    own_postgres.pause()
+    try:
+        read.cancel()
+        ended, _ = await asyncio.wait([read], timeout=HANG_SECONDS)
+        assert ended, "the read waits for a store that hangs"
+        assert read.cancelled()
+    finally:
+        own_postgres.resume()
+    await other.close()
+    with pytest.raises(ViewRefused):
+        await store.read(View(VIEW), [b"N1"])
+    await store.close()
+
+
 @pytest.mark.parametrize("ahead", [-30.0, 0.0, 30.0])
 async def test_ages_are_told_by_the_store_s_clock(database, ahead):
     """However wrong the server's own is; servers share the store."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -70,6 +71,8 @@ class PostgresStore:
             pool = self._pool or await self._open()
             connection: Any = await pool.acquire()
             try:
+                if not self._migrated:
+                    await self._migrate(connection)
                 if (view.ref, view.fingerprint) not in self._trusted:
                     await self._check(connection, view)
                 if self._clock.monotonic() >= self._compare_at:
@@ -84,7 +87,9 @@ class PostgresStore:
                 raise
             finally:
                 await pool.release(connection)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
+            # InternalClientError: what asyncpg makes of an answer that it does not expect, as on a
+            # connection that died.
             raise SourceError(f"{type(error).__name__}: {error}") from error
         return {entity: Row(values, event_us) for entity, values, event_us in records}
 
@@ -113,13 +118,18 @@ class PostgresStore:
         return self._pool
 
     async def _greet(self, connection: Any) -> None:
-        """Looks at what a new connection leads to."""
+        """Forgets what was found by connections before: this one may lead elsewhere."""
+        del connection
         self._trusted.clear()
         self._compare_at = 0.0
-        if self._migrated:
-            return
+
+    async def _migrate(self, connection: Any) -> None:
+        """Makes the tables, where there are none."""
         try:
-            if await feature_schema.migrate(connection):
+            # Cancelling a transaction waits for its rollback; where the store says nothing more, for
+            # ever. So what is cancelled is the waiting: `read` then breaks the connection, and that
+            # ends the transaction.
+            if await asyncio.shield(feature_schema.migrate(connection)):
                 log.info("made the feature store's tables")
         except feature_schema.SchemaError as error:
             # A newer release may have been here first, as in a rolling upgrade; rows that do not
