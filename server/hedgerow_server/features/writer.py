@@ -68,9 +68,9 @@ class CacheWriter:
         if token is None:
             self.dropped += len(values)
             return
-        wall, now = self._clock.wall(), self._clock.monotonic()
-        packed = [(key, *view.to_cache(known, wall, now)) for view, key, known in values]
         try:
+            wall, now = self._clock.wall(), self._clock.monotonic()
+            packed = [(key, *view.to_cache(known, wall, now)) for view, key, known in values]
             async with asyncio.timeout(self._timeout):
                 await self._cache.write(packed)
         except TimeoutError:
