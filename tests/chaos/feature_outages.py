@@ -94,6 +94,8 @@ class Rig:
     done: list[float] = field(default_factory=list)
     #: The writer is to end.
     over: bool = False
+    #: The writer and the callers.
+    at_work: list[asyncio.Task[None]] = field(default_factory=list)
     #: When PostgreSQL was up: from its start to the end of its killing.
     up: list[list[float]] = field(default_factory=lambda: [[time.monotonic(), float("inf")]])
 
@@ -125,6 +127,8 @@ class Rig:
             newest = [reply for reply in self.replies[-last:] if reply.sent >= since]
             if len(newest) == last and all(holds(reply) for reply in newest):
                 return newest[0].replied
+            for task in self.at_work:
+                assert not task.done(), f"{task.get_name()} ended: {task}"
             said = f"not in {HANG_SECONDS} s; the last: {self.replies[-3:]}"
             assert time.monotonic() < deadline, f"{said}; the server: {self.server.messages()[-3000:]}"
             await asyncio.sleep(0.01)
@@ -247,7 +251,9 @@ async def running(directory: Path, postgres: Postgres, valkey: Valkey, **setting
     server = await asyncio.to_thread(start_server, directory, {MODEL: model}, flags)
     rig = Rig(server, postgres, valkey, dsn)
     try:
-        writing, calling = asyncio.create_task(rig._write()), asyncio.create_task(rig._call())
+        writing = asyncio.create_task(rig._write(), name="the writer")
+        calling = asyncio.create_task(rig._call(), name="the callers")
+        rig.at_work = [writing, calling]
         try:
             await rig.until_fresh(since=0.0)
             yield rig
