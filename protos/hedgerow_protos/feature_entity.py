@@ -139,6 +139,8 @@ def _text(value: object) -> bytes:
 
 
 def _integer(value: object) -> bytes:
+    if type(value) is int and value in _INT64:  # nearly always
+        return b"%d" % value
     if isinstance(value, bool):
         raise EntityError("is true or false; expected a whole number (INT64)")
     try:

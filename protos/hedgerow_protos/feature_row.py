@@ -165,12 +165,13 @@ class Cached(NamedTuple):
     row: bytes | None
 
 
-_HEADER = struct.Struct("<2sBBIQqq")
+_HEADER = struct.Struct("<4sIQqq")
 _BODY = struct.Struct("<Qqq")
 _BODY_AT = _HEADER.size - _BODY.size
-_MAGIC = b"HF"
-_FORMAT = 1
 _ABSENT, _PRESENT = 0, 1
+#: How a value begins, magic, format and kind, and the kind that it then is of.
+_KINDS = {b"HF\x01\x00": _ABSENT, b"HF\x01\x01": _PRESENT}
+_HEADS = {kind: head for head, kind in _KINDS.items()}
 
 
 class CacheCodec:
@@ -200,20 +201,33 @@ class CacheCodec:
         """The value for a row, or for the store's word that there is none."""
         kind = _ABSENT if row is None else _PRESENT
         body = _BODY.pack(self._fingerprint, confirmed_us, 0 if row is None else event_time_us) + (row or b"")
-        return struct.pack("<2sBBI", _MAGIC, _FORMAT, kind, zlib.crc32(body, kind)) + body
+        return struct.pack("<4sI", _HEADS[kind], zlib.crc32(body, kind)) + body
 
     def unpack(self, value: bytes) -> Cached | None:
         """What a value says, or None if it is damaged, or of another format or layout."""
-        if len(value) < _HEADER.size:
-            return None
-        magic, form, kind, checksum, marker, confirmed, event_time = _HEADER.unpack_from(value)
-        if magic != _MAGIC or form != _FORMAT or marker != self._fingerprint:
-            return None
-        if zlib.crc32(memoryview(value)[_BODY_AT:], kind) != checksum:
-            return None
-        row = value[_HEADER.size :]
-        if kind == _ABSENT:
-            return None if row else Cached(confirmed, event_time, None)
-        if kind != _PRESENT or not self._layout.fits(row):
-            return None
-        return Cached(confirmed, event_time, row)
+        (said,) = self.unpack_all((value,))
+        return None if said is None else Cached(*said)
+
+    def unpack_all(self, values: Sequence[bytes | None]) -> list[tuple[int, int, bytes | None] | None]:
+        """The same for many, in one pass and in plain tuples; None also for None: the cache has no value."""
+        marker, size = self._fingerprint, self._layout.size
+        fits = self._layout.fits if self._layout.texts else None
+        header, at, body_at, crc32, kinds = _HEADER.unpack_from, _HEADER.size, _BODY_AT, zlib.crc32, _KINDS
+        found: list[tuple[int, int, bytes | None] | None] = []
+        for value in values:
+            said: tuple[int, int, bytes | None] | None = None
+            if value is not None and len(value) >= at:
+                head, checksum, whose, confirmed, event_time = header(value)
+                kind = kinds.get(head)
+                if (
+                    kind is not None
+                    and whose == marker
+                    and crc32(memoryview(value)[body_at:], kind) == checksum
+                ):
+                    row = value[at:]
+                    if kind == _ABSENT:
+                        said = None if row else (confirmed, event_time, None)
+                    elif len(row) == size if fits is None else fits(row):
+                        said = (confirmed, event_time, row)
+            found.append(said)
+        return found

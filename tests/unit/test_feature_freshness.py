@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
+import feature_reads
 import pytest
+from hedgerow_server.features.counts import AGE_BOUNDS
 from hedgerow_server.features.freshness import (
     MAX_SKEW,
     Bounds,
@@ -10,10 +15,12 @@ from hedgerow_server.features.freshness import (
     Known,
     is_current,
     judge,
-    newer,
     since,
 )
 from hedgerow_server.features.local import OVERHEAD, LocalValues
+from hedgerow_server.features.view import View
+from hypothesis import given
+from hypothesis import strategies as st
 
 NOW = 1000.0
 BOUNDS = Bounds(ttl=60.0, stale_ttl=3600.0)
@@ -78,23 +85,39 @@ def test_a_moment_in_the_far_future_has_no_age():
     assert since(5000.0 + MAX_SKEW + 0.1, wall=5000.0, monotonic=NOW) is None
 
 
-def test_the_later_confirmation_wins():
-    old, new = known(50), known(10)
-    assert newer(old, new) is newer(new, old) is new
-    assert newer(None, old) is newer(old, None) is old
-    assert newer(None, None) is None
+ages = st.floats(0, 5000)
+
+
+@given(
+    st.lists(st.none() | st.builds(known, ages, row=st.sampled_from([b"row", None]), event_age=ages)),
+    st.sampled_from([0.0, 600.0]),
+)
+def test_what_is_served_and_counted_is_by_the_age_of_each(values, max_age):
+    view = View(feature_reads.view(ttl=60, stale_ttl=3600, max_age=max_age))
+    rows, worst = view.serve(values, NOW)
+    judged = [judge(value, view.bounds, NOW) for value in values]
+    good = [(one, how) for one, how in zip(values, judged, strict=True) if how is not Freshness.DEFAULT]
+    assert rows == [
+        view.rows.default_row if how is Freshness.DEFAULT else one.row
+        for one, how in zip(values, judged, strict=True)
+    ]
+    assert worst is max(judged, default=Freshness.FRESH)
+    assert view.counts.reads == [judged.count(how) for how in Freshness]
+    assert view.counts.age_sum == pytest.approx(sum(NOW - one.confirmed for one, _ in good))
+    at_most = [sum(NOW - one.confirmed <= bound for one, _ in good) for bound in (*AGE_BOUNDS, math.inf)]
+    assert list(itertools.accumulate(view.counts.age_buckets)) == at_most
 
 
 def test_memory_is_bounded_in_bytes_and_forgets_the_least_used():
     local = LocalValues(3 * (OVERHEAD + 100))
     for key in (b"a", b"b", b"c"):
-        local.put(key, known(0, row=bytes(100)))
+        local.put({key: known(0, row=bytes(100))})
     local.get(b"a")
-    local.put(b"d", known(0, row=bytes(100)))
+    local.put({b"d": known(0, row=bytes(100))})
     assert local.get(b"b") is None
     assert local.get(b"a") is not None
     assert len(local) == 3
-    local.put(b"d", known(0, row=None))
+    local.put({b"d": known(0, row=None)})
     assert local.bytes == 3 * OVERHEAD + 200
-    local.put(b"huge", known(0, row=bytes(10_000)))
+    local.put({b"huge": known(0, row=bytes(10_000))})
     assert len(local) == local.bytes == 0

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import zlib
 
 import numpy as np
 import pytest
 from feature_views import elements, planes, views, weather
 from hedgerow_protos.feature_row import CacheCodec, Cached, RowError, RowLayout
+from hedgerow_protos.feature_view import fingerprint
+from hedgerow_protos.hedgerow_control_pb2 import FeatureView
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -140,6 +143,71 @@ def test_a_value_of_another_view_or_layout_is_no_value():
     for other in (second, renamed, weather()):
         assert CacheCodec(other).unpack(value) is None
     assert CacheCodec(planes()).unpack(value) is not None
+
+
+def _read(view: FeatureView, value: bytes) -> Cached | None:
+    """A cached value read field by field, as the module's page says it lies."""
+    head, checksum, body = value[:4], value[4:8], value[8:]
+    mine, confirmed, event_time, row = body[:8], body[8:16], body[16:24], body[24:]
+    if head not in (b"HF\1\0", b"HF\1\1") or len(event_time) < 8:
+        return None
+    if int.from_bytes(mine, "little") != fingerprint(view):
+        return None
+    if zlib.crc32(body, head[3]).to_bytes(4, "little") != checksum:
+        return None
+    if head[3] == 0 and row:
+        return None
+    if head[3] == 1:
+        try:
+            RowLayout(view).unpack(row)
+        except RowError:
+            return None
+    times = [int.from_bytes(time, "little", signed=True) for time in (confirmed, event_time)]
+    return Cached(times[0], times[1], row if head[3] else None)
+
+
+def _signed(head: bytes, body: bytes) -> bytes:
+    return head + zlib.crc32(body, head[3]).to_bytes(4, "little") + body
+
+
+@st.composite
+def _found(draw: st.DrawFn, view: FeatureView) -> bytes | None:
+    """What a cache may hold under a key: a value, perhaps cut, longer or with a bit turned; or foreign."""
+    codec, row = CacheCodec(view), RowLayout(view).default_row
+    value = codec.pack(draw(micros), draw(micros), draw(st.sampled_from([row, row, None])))
+    match draw(st.integers(0, 9)):
+        case 0:
+            return None
+        case 1:
+            return value[: draw(st.integers(0, len(value) - 1))]
+        case 2:
+            return value + draw(st.binary(min_size=1, max_size=40))
+        case 3:
+            bit = draw(st.integers(0, len(value) * 8 - 1))
+            turned = bytearray(value)
+            turned[bit // 8] ^= 1 << (bit % 8)
+            return bytes(turned)
+        case 4:
+            return draw(st.binary(max_size=80))
+        case 5:
+            return CacheCodec(draw(st.sampled_from([planes(), weather()]))).pack(1, 2, row)
+        case 6:
+            # Right in all but its length or its texts.
+            return _signed(value[:4], value[8:32] + draw(st.binary(max_size=40)))
+        case 7:
+            return _signed(draw(st.sampled_from([b"HF\1\2", b"HF\2\1", b"HE\1\1"])), value[8:])
+        case _:
+            return value
+
+
+@given(st.data())
+def test_many_values_are_read_in_one_pass_as_each_by_itself(data):
+    view = data.draw(st.sampled_from([planes(), weather()]))
+    codec = CacheCodec(view)
+    values = data.draw(st.lists(_found(view), max_size=12))
+    expected = [None if value is None else _read(view, value) for value in values]
+    assert codec.unpack_all(values) == expected
+    assert [None if value is None else codec.unpack(value) for value in values] == expected
 
 
 def test_keys_are_by_view_version_and_entity():

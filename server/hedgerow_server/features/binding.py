@@ -165,10 +165,8 @@ class Binding:
                     pieces.append(Piece(lookup, first, kind.itemsize))
         return BoundInput(position, spec, width * itemsize, width, tuple(pieces))
 
-    def entities(
-        self, parts: Sequence[Part], shapes: Sequence[tuple[int, ...]], most: int
-    ) -> list[list[bytes]]:
-        """The entity ids of each lookup, encoded, a row each.
+    def keys(self, parts: Sequence[Part], shapes: Sequence[tuple[int, ...]], most: int) -> list[list[bytes]]:
+        """The cache keys of each lookup's entities, a row each.
 
         Args:
             parts: What the request sent, in the order of `callers`.
@@ -197,7 +195,9 @@ class Binding:
         columns = {at: _values(parts[at]) for at in self._ids}
         try:
             return [
-                lookup.view.entities.encode_columns([columns[at] for at in lookup.keys])
+                lookup.view.cached.keys(
+                    lookup.view.entities.encode_columns([columns[at] for at in lookup.keys])
+                )
                 for lookup in self.lookups
             ]
         except EntityError as error:

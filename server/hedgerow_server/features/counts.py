@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
+
 #: Upper bounds in seconds of hedgerow_feature_age_seconds.
 AGE_BOUNDS = (0.1, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 86_400.0)
 
@@ -34,6 +37,25 @@ class ViewCounts:
         self.corrupt = 0
         #: Answered by the store, absences included.
         self.stored = 0
+
+    def served(self, judged: Sequence[int], ages: Sequence[float]) -> None:
+        """Counts values that requests got.
+
+        Args:
+            judged: By `Freshness`.
+            ages: Of those that were no defaults, in seconds.
+        """
+        for freshness in range(len(self.reads)):
+            self.reads[freshness] += judged.count(freshness)
+        if not ages:
+            return
+        self.age_sum += sum(ages)
+        first, last = bisect_left(AGE_BOUNDS, min(ages)), bisect_left(AGE_BOUNDS, max(ages))
+        if first == last:  # as those of values that were read together mostly are
+            self.age_buckets[first] += len(ages)
+            return
+        for age in ages:
+            self.age_buckets[bisect_left(AGE_BOUNDS, age)] += 1
 
 
 class LaneCounts:

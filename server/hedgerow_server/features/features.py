@@ -13,7 +13,7 @@ from hedgerow_server.features.counts import LaneCounts
 from hedgerow_server.features.join import Joined, Joiner
 from hedgerow_server.features.lane import Lane
 from hedgerow_server.features.local import LocalValues
-from hedgerow_server.features.reader import FeatureReader
+from hedgerow_server.features.reader import FLIGHT_KEYS, FeatureReader
 from hedgerow_server.features.sources import Cache, Store
 from hedgerow_server.features.view import Views
 from hedgerow_server.features.writer import CacheWriter
@@ -21,8 +21,7 @@ from hedgerow_server.settings import Features as Settings
 
 log = logging.getLogger(__name__)
 
-#: Keys in one question. More is slower for all of them than two questions.
-CACHE_KEYS = 500
+#: Keys in one query.
 STORE_KEYS = 1000
 
 
@@ -90,7 +89,7 @@ class Features:
                 breaker=cache_breaker,
                 # One connection is the writer's.
                 calls=max(1, settings.cache_connections - 1),
-                max_keys=CACHE_KEYS,
+                max_keys=FLIGHT_KEYS,
                 timeout=cache_timeout,
                 clock=clock.monotonic,
             ),

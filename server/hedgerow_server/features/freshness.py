@@ -111,10 +111,3 @@ def since(moment: float, wall: float, monotonic: float) -> float | None:
     if age < -MAX_SKEW:
         return None
     return monotonic - max(age, 0.0)
-
-
-def newer(one: Known | None, other: Known | None) -> Known | None:
-    """The one that was confirmed later."""
-    if one is None or other is None:
-        return one or other
-    return one if one.confirmed >= other.confirmed else other

@@ -12,17 +12,16 @@ what is known, marked for what it is.
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 from hedgerow_server.engine.work import Part
 from hedgerow_server.features.binding import Binding
 from hedgerow_server.features.clock import Clock
-from hedgerow_server.features.counts import AGE_BOUNDS
-from hedgerow_server.features.freshness import Freshness, Known, judge
-from hedgerow_server.features.reader import FeatureReader, Wait
+from hedgerow_server.features.flight import Wait
+from hedgerow_server.features.freshness import Freshness
+from hedgerow_server.features.reader import FeatureReader
 
 
 class Asker(Protocol):
@@ -34,11 +33,12 @@ class Asker(Protocol):
     deadline: float
 
 
-class Joined:
-    """A request's inputs on their way from ids to the model's tensors.
+class Joined(Wait):
+    """A request's inputs on their way from ids to the model's tensors; waits for its values.
 
     Attributes:
         asker: The request.
+        keys: For each lookup of the binding, the cache key of each row.
         parts: The model's inputs, once it is done.
         shapes: Of these.
         freshness: The worst of its values.
@@ -50,12 +50,11 @@ class Joined:
         "_shapes",
         "asker",
         "binding",
-        "entities",
         "failure",
         "freshness",
+        "keys",
         "parts",
         "shapes",
-        "wait",
     )
 
     def __init__(
@@ -64,14 +63,14 @@ class Joined:
         binding: Binding,
         sent: Sequence[Part],
         shapes: Sequence[tuple[int, ...]],
-        entities: list[list[bytes]],
+        keys: Sequence[Sequence[bytes]],
     ) -> None:
+        super().__init__()
         self.asker = asker
         self.binding = binding
         self._sent = sent
         self._shapes = shapes
-        self.entities = entities
-        self.wait = Wait(self)
+        self.keys = keys
         self.parts: list[Part] = []
         self.shapes: list[tuple[int, ...]] = []
         self.freshness = Freshness.FRESH
@@ -79,29 +78,12 @@ class Joined:
 
     def lay_out(self, now: float) -> None:
         """Lays what is known into the model's inputs, and the default where it may not be served."""
-        worst = Freshness.FRESH
-        values = self.wait.values
+        values = self.values
         rows: list[list[bytes]] = []
-        for lookup, entities in zip(self.binding.lookups, self.entities, strict=True):
-            view = lookup.view
-            prefix, bounds, counts, default = view.prefix, view.bounds, view.counts, view.rows.default_row
-            reads, buckets, ages = counts.reads, counts.age_buckets, 0.0
-            laid: list[bytes] = []
-            for entity in entities:
-                known: Known | None = values[prefix + entity]
-                freshness = judge(known, bounds, now)
-                if freshness is Freshness.DEFAULT or known is None or known.row is None:
-                    laid.append(default)
-                else:
-                    laid.append(known.row)
-                    age = now - known.confirmed
-                    ages += age
-                    buckets[bisect_left(AGE_BOUNDS, age)] += 1
-                reads[freshness] += 1
-                worst = max(worst, freshness)
-            counts.age_sum += ages
+        for lookup, keys in zip(self.binding.lookups, self.keys, strict=True):
+            laid, freshness = lookup.view.serve([values[key] for key in keys], now)
             rows.append(laid)
-        self.freshness = worst
+            self.freshness = max(self.freshness, freshness)
         self.parts, self.shapes = self.binding.lay_out(rows, self._sent, self._shapes)
 
 
@@ -132,9 +114,9 @@ class Joiner:
         self._max_entities = max_entities
         self._done = done
         self._full: list[Joined] = []
-        self._pending: list[Wait] = []
+        self._pending: list[Joined] = []
         # By the time at which they have waited long enough, which is also the order they came in.
-        self._patient: deque[tuple[float, Wait]] = deque()
+        self._patient: deque[tuple[float, Joined]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         #: Requests that wait for features.
         self.waiting = 0
@@ -161,14 +143,14 @@ class Joiner:
         Raises:
             InvalidTensor: Its ids cannot be ids, or are too many.
         """
-        joined = Joined(asker, binding, sent, shapes, binding.entities(sent, shapes, self._max_entities))
-        for lookup, entities in zip(binding.lookups, joined.entities, strict=True):
-            self.reader.want(joined.wait, lookup.view, entities)
+        joined = Joined(asker, binding, sent, shapes, binding.keys(sent, shapes, self._max_entities))
+        for lookup, keys in zip(binding.lookups, joined.keys, strict=True):
+            self.reader.want(joined, lookup.view, keys)
         self.waiting += 1
-        if self.reader.seal(joined.wait):
+        if self.reader.seal(joined):
             self._full.append(joined)
         else:
-            self._pending.append(joined.wait)
+            self._pending.append(joined)
 
     def flush(self) -> None:
         """Ends a turn: asks for what was wanted, and gives out what was known already."""
@@ -178,19 +160,19 @@ class Joiner:
             self._finish(full)
         # What is wanted by nobody is asked for here too: values that are refreshed ahead of time.
         self.reader.flush()
-        self._set_timers([wait for wait in pending if not wait.done])
+        self._set_timers([joined for joined in pending if not joined.done])
 
-    def _set_timers(self, waits: list[Wait]) -> None:
+    def _set_timers(self, pending: Sequence[Joined]) -> None:
         """One timer for all that have time enough; a request in a hurry has its own."""
         loop = asyncio.get_running_loop()
         now = self._clock.monotonic()
-        for wait in waits:
+        for joined in pending:
             # The model needs time as well: at most half of what is left is spent here.
-            left = (wait.owner.asker.deadline - now) / 2
+            left = (joined.asker.deadline - now) / 2
             if left < self._budget:
-                loop.call_later(max(left, 0.0), self.reader.settle, [wait])
+                loop.call_later(max(left, 0.0), self.reader.settle, [joined])
             else:
-                self._patient.append((now + self._budget, wait))
+                self._patient.append((now + self._budget, joined))
         if self._patient and self._timer is None:
             self._timer = loop.call_later(self._patient[0][0] - now, self._settle_due)
 
@@ -201,11 +183,11 @@ class Joiner:
         # Timers may go off a little early: uvloop's have milliseconds.
         while self._patient and (self._patient[0][0] <= now + 0.001 or self._patient[0][1].done):
             due.append(self._patient.popleft()[1])
-        self.reader.settle(due)
         self._set_timers([])
+        self.reader.settle(due)
 
     def _ready(self, waits: Sequence[Wait]) -> None:
-        self._finish([wait.owner for wait in waits])
+        self._finish(cast("Sequence[Joined]", waits))
 
     def _finish(self, finished: Sequence[Joined]) -> None:
         self.waiting -= len(finished)

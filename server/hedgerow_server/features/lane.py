@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from hedgerow_server.features.counts import LaneCounts
 from hedgerow_server.features.sources import SourceError, ViewRefused
 
 if TYPE_CHECKING:
-    from hedgerow_server.features.reader import Flight
+    from hedgerow_server.features.flight import Flight
     from hedgerow_server.features.view import View
 
 log = logging.getLogger(__name__)
@@ -33,8 +33,9 @@ Deliver = Callable[["View", Sequence["Flight"], Any], None]
 class Lane:
     """Reads keys of one dependency, those of one view together.
 
-    Natural batching: while a call may begin it takes all that waits for its view, up to `max_keys`.
-    So one turn of the loop makes one call for each view, and a slow dependency fewer, larger ones.
+    Natural batching: while a call may begin it takes the flights that wait for its view, up to
+    `max_keys`. So one turn of the loop makes one call for each view, and a slow dependency fewer,
+    larger ones.
 
     Owns: the tasks that make the calls. Nobody who waits for a key can cancel them, so a caller
     who gives up never leaves a connection with half an answer on it.
@@ -44,7 +45,7 @@ class Lane:
         deliver: Told the end of every flight that was added.
         breaker: Of the dependency.
         calls: At once.
-        max_keys: In one call.
+        max_keys: In one call, unless one flight has more.
         timeout: Seconds that one call gets.
         clock: Seconds, monotonic.
     """
@@ -69,7 +70,8 @@ class Lane:
         self._timeout = timeout
         self._clock = clock
         # The first view is the next to be served.
-        self._waiting: OrderedDict[View, list[Flight]] = OrderedDict()
+        self._waiting: OrderedDict[View, deque[Flight]] = OrderedDict()
+        # Keys in all of them.
         self._count = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
@@ -79,14 +81,15 @@ class Lane:
 
     def add(self, view: View, flight: Flight) -> bool:
         """Puts a flight in line for the next `flush`; False if too many wait already."""
-        if self._count >= MAX_WAITING or self._closed:
-            self.counts.refused_keys += 1
+        keys = len(flight.known)
+        if self._count + keys > MAX_WAITING or self._closed:
+            self.counts.refused_keys += keys
             return False
         line = self._waiting.get(view)
         if line is None:
-            line = self._waiting[view] = []
+            line = self._waiting[view] = deque()
         line.append(flight)
-        self._count += 1
+        self._count += keys
         return True
 
     def flush(self) -> None:
@@ -101,15 +104,24 @@ class Lane:
                 self._refuse_all()
                 return
             view, line = self._waiting.popitem(last=False)
-            flights, rest = line[: self._max_keys], line[self._max_keys :]
-            if rest:
+            flights = self._take(line)
+            if line:
                 # To the end: a view with many keys does not hold up the others.
-                self._waiting[view] = rest
-            self._count -= len(flights)
+                self._waiting[view] = line
             task = asyncio.get_running_loop().create_task(self._call(view, flights))
             self._tasks.add(task)
             # Not in the task itself: one that is cancelled before its first step never runs.
             task.add_done_callback(partial(self._end, view, flights, token, self._clock()))
+
+    def _take(self, line: deque[Flight]) -> list[Flight]:
+        """The flights of the next call."""
+        flights = [line.popleft()]
+        keys = len(flights[0].known)
+        while line and keys + len(line[0].known) <= self._max_keys:
+            flights.append(line.popleft())
+            keys += len(flights[-1].known)
+        self._count -= keys
+        return flights
 
     def _refuse_all(self) -> None:
         waiting, self._waiting = self._waiting, OrderedDict()
@@ -136,7 +148,7 @@ class Lane:
             answer = task.result()
         else:
             counts.failed += 1
-            counts.failed_keys += len(flights)
+            counts.failed_keys += sum(len(flight.known) for flight in flights)
             if isinstance(error, asyncio.CancelledError):
                 token.ignore()
             elif isinstance(error, ViewRefused):
@@ -149,8 +161,10 @@ class Lane:
             else:
                 token.failure("a defect; the process's log has its stack trace")
                 log.error("reading %s from the %s failed", view.ref, self.breaker.name, exc_info=error)
-        self._deliver(view, flights, answer)
-        self.flush()
+        try:
+            self._deliver(view, flights, answer)
+        finally:
+            self.flush()
 
     async def close(self) -> None:
         """Cancels the calls under way and waits for their end; who waits is answered without."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 
 from hedgerow_server.features.freshness import Known
 
@@ -36,15 +37,20 @@ class LocalValues:
             self._values.move_to_end(key)
         return known
 
-    def put(self, key: bytes, known: Known) -> None:
-        """Remembers a value in place of the one before."""
+    def put(self, learnt: Mapping[bytes, Known]) -> None:
+        """Remembers values in place of those before."""
         values = self._values
-        before = values.get(key)
-        values[key] = known
-        self.bytes += OVERHEAD + len(known.row or b"")
-        if before is not None:
-            values.move_to_end(key)
-            self.bytes -= OVERHEAD + len(before.row or b"")
+        more = 0
+        for key, known in learnt.items():
+            before = values.get(key)
+            values[key] = known
+            more += len(known.row or b"")
+            if before is None:
+                more += OVERHEAD
+            else:
+                values.move_to_end(key)
+                more -= len(before.row or b"")
+        self.bytes += more
         while self.bytes > self._max_bytes:
             _, oldest = self._values.popitem(last=False)
             self.bytes -= OVERHEAD + len(oldest.row or b"")

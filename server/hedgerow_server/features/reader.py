@@ -3,10 +3,13 @@
     want ─▶ held here, and current? ──────────────────────────────▶ known
               │ no
               ▼
-            Flight, one for each key, however many wait
+            Flight: keys that nobody was asking for; however many wait, each key is in one
               ├─ cache: one MGET for each view ── current? ───────▶ known
               └─ store: one query for each view ─ answered? ──────▶ known, and written to the cache
                                                   └ no ───────────▶ what was known before
+
+A flight comes back from the cache as a whole. Keys of which the cache had no current
+value go on to the store as a flight of their own, and with them those who want them.
 
 Whoever waits has a `Wait`. It ends when all its keys are known, or when its
 time is over; the flights go on without it, and what they bring is there for the
@@ -19,55 +22,24 @@ Plain functions on the event loop; the only tasks are the calls to cache and sto
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from hedgerow_server.features.clock import Clock
-from hedgerow_server.features.freshness import MAX_SKEW, Known, is_current, newer
+from hedgerow_server.features.flight import Flight, Wait
+from hedgerow_server.features.freshness import MAX_SKEW, Known
 from hedgerow_server.features.lane import Ask, Deliver, Lane
 from hedgerow_server.features.local import LocalValues
-from hedgerow_server.features.sources import Cache, Row, Store
+from hedgerow_server.features.sources import Cache, Store
 from hedgerow_server.features.view import View
 from hedgerow_server.features.writer import CacheWriter
 
-
-class Flight:
-    """One key that is being asked for."""
-
-    __slots__ = ("at_store", "entity", "key", "known", "waiting")
-
-    def __init__(self, key: bytes, entity: bytes) -> None:
-        self.key = key
-        self.entity = entity
-        #: The best that was found so far.
-        self.known: Known | None = None
-        self.at_store = False
-        self.waiting: list[Wait] = []
-
-
-class Wait:
-    """What one request wants to know, and has learnt.
-
-    Attributes:
-        values: By cache key; complete when `done`.
-        owner: Whom it is for.
-    """
-
-    __slots__ = ("_missing", "done", "owner", "values")
-
-    def __init__(self, owner: Any) -> None:
-        self.owner = owner
-        self.values: dict[bytes, Known | None] = {}
-        self._missing: set[bytes] = set()
-        self.done = False
-
-    def __repr__(self) -> str:
-        return f"<Wait {'done' if self.done else f'for {len(self._missing)} of {len(self.values)}'}>"
+#: Keys of one flight at most, and so of one question to the cache. More is slower for all than two.
+FLIGHT_KEYS = 500
 
 
 class FeatureReader:
     """Reads keys for many requests at once, each key at most once at a time.
 
-    Holds: the flights, and the waits that end together.
+    Holds: the flight of each key that is asked for, and the waits that end together.
 
     Args:
         clock: The process's clocks.
@@ -112,40 +84,45 @@ class FeatureReader:
 
     # ------------------------------------------------------------ requests
 
-    def want(self, wait: Wait, view: View, entities: Sequence[bytes]) -> None:
-        """Adds entities of a view to what a request waits for; `flush` then asks for them."""
+    def want(self, wait: Wait, view: View, keys: Sequence[bytes]) -> None:
+        """Adds keys of a view to what a request waits for; `flush` then asks for them."""
         now = self._clock.monotonic()
-        bounds, prefix, values = view.bounds, view.prefix, wait.values
+        ttl, local_ttl, values = view.bounds.ttl, self._local_ttl, wait.values
         local, flights = self._local.get, self._flights.get
-        for entity in entities:
-            key = prefix + entity
+        cache: dict[bytes, Known | None] = {}
+        store: dict[bytes, Known | None] = {}
+        ahead: dict[bytes, Known | None] = {}
+        under_way: dict[Flight, list[bytes]] = {}
+        for key in keys:
             if key in values:
                 continue
-            known = local(key)
-            flight = flights(key)
-            if (
-                known is not None
-                and is_current(known, bounds, now)
-                and (now - known.read <= self._local_ttl or (flight is not None and flight.at_store))
-            ):
+            known, flight = local(key), flights(key)
+            held = known is not None and now - known.read <= local_ttl
+            if known and now - known.confirmed <= ttl and (held or (flight and flight.at_store)):
                 view.counts.local += 1
                 values[key] = known
-                if now >= known.refresh and flight is None:
-                    self._refresh(view, key, entity, known)
-                continue
-            values[key] = None
-            if flight is None:
+                if flight is None and now >= known.refresh:
+                    ahead[key] = known
+            elif flight is not None:
+                under_way.setdefault(flight, []).append(key)
+            elif held:
                 # What was read from the cache a moment ago, and was too old, still is.
-                asked_cache = known is not None and now - known.read <= self._local_ttl
-                flight = self._flights[key] = Flight(key, entity)
-                flight.known = known
-                if self._cache is None or asked_cache or not self.cache_lane.add(view, flight):
-                    self._to_store(view, flight)
-            if self._flights.get(key) is flight:
-                wait._missing.add(key)  # noqa: SLF001 - one object in two parts
-                flight.waiting.append(wait)
+                store[key] = known
             else:
-                values[key] = known
+                cache[key] = known
+        for flight, wanted in under_way.items():
+            wait.board(flight, wanted)
+        if cache:
+            self._ask(view, cache, wait, at_store=self._cache is None)
+        if store:
+            self._ask(view, store, wait, at_store=True)
+        if ahead:
+            self._ask(view, ahead, None, at_store=True)
+
+    def seal(self, wait: Wait) -> bool:
+        """Says that a request wants nothing more; True if everything is known already."""
+        wait.done = not wait.missing
+        return wait.done
 
     def flush(self) -> None:
         """Begins to ask for what was wanted: one call for each view."""
@@ -153,117 +130,50 @@ class FeatureReader:
         self.store_lane.flush()
         self._hand_over()
 
-    def seal(self, wait: Wait) -> bool:
-        """Says that a request wants nothing more; True if everything is known already."""
-        if not wait._missing:  # noqa: SLF001 - one object in two parts
-            wait.done = True
-        return wait.done
-
     def settle(self, waits: Sequence[Wait]) -> None:
         """Ends waits whose time is over with what is known by now."""
         for wait in waits:
             if wait.done:
                 continue
-            for key in wait._missing:  # noqa: SLF001 - one object in two parts
-                flight = self._flights.get(key)
-                wait.values[key] = newer(flight.known if flight else None, self._local.get(key))
+            for flight in tuple(wait.missing):
+                wait.learn(flight)
             self._finish(wait)
         self._hand_over()
 
-    def _refresh(self, view: View, key: bytes, entity: bytes, known: Known) -> None:
-        """Asks the store ahead of time; nobody waits for it."""
-        flight = self._flights[key] = Flight(key, entity)
-        flight.known = known
-        self._to_store(view, flight)
+    # ------------------------------------------------------------- flights
 
-    # --------------------------------------------------------------- cache
-
-    async def _ask_cache(self, view: View, flights: Sequence[Flight]) -> Sequence[bytes | None]:
-        del view
-        assert self._cache is not None
-        return await self._cache.read([flight.key for flight in flights])
-
-    def _from_cache(
-        self, view: View, flights: Sequence[Flight], found: Sequence[bytes | None] | None
+    def _ask(
+        self, view: View, known: dict[bytes, Known | None], wait: Wait | None, *, at_store: bool
     ) -> None:
-        wall, now = self._clock.wall(), self._clock.monotonic()
-        counts, bounds, local = view.counts, view.bounds, self._local
-        repair: list[tuple[bytes, Known]] = []
-        for index, flight in enumerate(flights):
-            best = local.get(flight.key)
-            if found is not None:
-                value = found[index]
-                known = None if value is None else view.from_cache(value, wall, now)
-                if known is None:
-                    counts.cache_misses += 1
-                else:
-                    counts.cache_hits += 1
-                # The cache's word counts unless it is clearly the older one: both clocks are in it.
-                if known is not None and (best is None or known.confirmed >= best.confirmed - MAX_SKEW):
-                    best = known
-                    local.put(flight.key, known)
-                elif best is not None and is_current(best, bounds, now):
-                    repair.append((flight.key, best))
-            flight.known = best
-            if best is not None and is_current(best, bounds, now):
+        """Asks for keys that nobody is asking for; without a `wait`, ahead of time."""
+        for part in _parts(known):
+            flight = Flight(part, at_store=at_store)
+            self._take_off(view, flight)
+            if wait is not None and flight.landed:
+                wait.values.update(part)
+            elif wait is not None:
+                wait.board(flight, part)
+
+    def _take_off(self, view: View, flight: Flight) -> None:
+        """Puts a flight in line; where nobody can be asked, it lands with what is known."""
+        self._flights.update(dict.fromkeys(flight.known, flight))
+        if flight.at_store or not self.cache_lane.add(view, flight):
+            flight.at_store = True
+            if self._store is None or not self.store_lane.add(view, flight):
                 self._land(flight)
-                if now >= best.refresh:
-                    self._refresh(view, flight.key, flight.entity, best)
-            else:
-                self._to_store(view, flight)
-        if repair and self._writer is not None:
-            self._writer.write(view, repair)
-        self.store_lane.flush()
-        self._hand_over()
-
-    # --------------------------------------------------------------- store
-
-    def _to_store(self, view: View, flight: Flight) -> None:
-        flight.at_store = True
-        if self._store is None or not self.store_lane.add(view, flight):
-            self._land(flight)
-
-    async def _ask_store(self, view: View, flights: Sequence[Flight]) -> tuple[float, Mapping[bytes, Row]]:
-        assert self._store is not None
-        asked = self._clock.monotonic()
-        return asked, await self._store.read(view, [flight.entity for flight in flights])
-
-    def _from_store(
-        self, view: View, flights: Sequence[Flight], answer: tuple[float, Mapping[bytes, Row]] | None
-    ) -> None:
-        if answer is not None:
-            asked, rows = answer
-            wall, now = self._clock.wall(), self._clock.monotonic()
-            fits = view.rows.fits
-            learnt: list[tuple[bytes, Known]] = []
-            for flight in flights:
-                row = rows.get(flight.entity)
-                values = row.values if row is not None and fits(row.values) else None
-                known = view.from_store(values, row.event_us if row else 0, asked, wall, now)
-                flight.known = known
-                self._local.put(flight.key, known)
-                learnt.append((flight.key, known))
-            view.counts.stored += len(flights)
-            if self._writer is not None:
-                self._writer.write(view, learnt)
-        for flight in flights:
-            self._land(flight)
-        self._hand_over()
-
-    # ----------------------------------------------------------------- end
 
     def _land(self, flight: Flight) -> None:
         """Ends a flight and tells those who wait for it."""
-        if self._flights.get(flight.key) is flight:
-            del self._flights[flight.key]
+        flight.landed = True
+        for key in flight.known:
+            del self._flights[key]
         for wait in flight.waiting:
-            if wait.done:
-                continue
-            wait.values[flight.key] = flight.known
-            missing = wait._missing  # noqa: SLF001 - one object in two parts
-            missing.discard(flight.key)
-            if not missing:
-                self._finish(wait)
+            if not wait.done:
+                wait.learn(flight)
+                if not wait.missing:
+                    self._finish(wait)
+        # The frames of a call that failed keep its flights until the garbage collector finds them.
+        flight.waiting.clear()
 
     def _finish(self, wait: Wait) -> None:
         wait.done = True
@@ -274,6 +184,88 @@ class FeatureReader:
             ended, self._ended = self._ended, []
             self._ready(ended)
 
+    # --------------------------------------------------------------- cache
+
+    async def _ask_cache(self, view: View, flights: Sequence[Flight]) -> Mapping[bytes, Known | None]:
+        assert self._cache is not None
+        keys = _keys(flights)
+        values = await self._cache.read(keys)
+        known = view.from_cache(values, self._clock.wall(), self._clock.monotonic())
+        return dict(zip(keys, known, strict=True))
+
+    def _from_cache(
+        self, view: View, flights: Sequence[Flight], answer: Mapping[bytes, Known | None] | None
+    ) -> None:
+        now, ttl, local = self._clock.monotonic(), view.bounds.ttl, self._local
+        learnt = answer or {}
+        taken: dict[bytes, Known] = {}
+        repair: list[tuple[bytes, Known]] = []
+        for flight in flights:
+            known = flight.known
+            late: dict[bytes, Known | None] = {}
+            ahead: dict[bytes, Known | None] = {}
+            for key, before in known.items():
+                best, new = local.get(key) or before, learnt.get(key)
+                # The cache's word counts unless it is clearly the older one: both clocks are in it.
+                if new is not None and (best is None or new.confirmed >= best.confirmed - MAX_SKEW):
+                    best = taken[key] = new
+                known[key] = best
+                if best is None or now - best.confirmed > ttl:
+                    late[key] = best
+                    continue
+                if best is not new and answer is not None:
+                    repair.append((key, best))
+                if now >= best.refresh:
+                    ahead[key] = best
+            if late:
+                self._go_on(view, flight, late)
+            else:
+                self._land(flight)
+            if ahead:
+                self._ask(view, ahead, None, at_store=True)
+        local.put(taken)
+        if repair and self._writer is not None:
+            self._writer.write(view, repair)
+        self.store_lane.flush()
+        self._hand_over()
+
+    def _go_on(self, view: View, flight: Flight, late: dict[bytes, Known | None]) -> None:
+        """Lands a flight from the cache; its late keys go on to the store, and with them who wants them."""
+        onward = Flight(late, at_store=True)
+        for wait in flight.waiting:
+            wanted = () if wait.done else [key for key in wait.missing[flight] if key in late]
+            if wanted:
+                wait.board(onward, wanted)
+        self._land(flight)
+        self._take_off(view, onward)
+
+    # --------------------------------------------------------------- store
+
+    async def _ask_store(self, view: View, flights: Sequence[Flight]) -> Mapping[bytes, Known]:
+        assert self._store is not None
+        keys = _keys(flights)
+        entities = [key[len(view.prefix) :] for key in keys]
+        asked = self._clock.monotonic()
+        rows = await self._store.read(view, entities)
+        now = self._clock.monotonic()
+        known = view.from_store([rows.get(entity) for entity in entities], asked, self._clock.wall(), now)
+        return dict(zip(keys, known, strict=True))
+
+    def _from_store(
+        self, view: View, flights: Sequence[Flight], answer: Mapping[bytes, Known] | None
+    ) -> None:
+        if answer is not None:
+            self._local.put(answer)
+            for flight in flights:
+                flight.known.update({key: answer[key] for key in flight.known})
+            if self._writer is not None:
+                self._writer.write(view, list(answer.items()))
+        for flight in flights:
+            self._land(flight)
+        self._hand_over()
+
+    # ----------------------------------------------------------------- end
+
     async def close(self) -> None:
         """Ends what is under way, then the connections; who waits gets what is known."""
         await self.cache_lane.close()
@@ -283,3 +275,14 @@ class FeatureReader:
         for source in (self._cache, self._store):
             if source is not None:
                 await source.close()
+
+
+def _parts(known: dict[bytes, Known | None]) -> list[dict[bytes, Known | None]]:
+    if len(known) <= FLIGHT_KEYS:
+        return [known]
+    items = list(known.items())
+    return [dict(items[first : first + FLIGHT_KEYS]) for first in range(0, len(items), FLIGHT_KEYS)]
+
+
+def _keys(flights: Sequence[Flight]) -> list[bytes]:
+    return [key for flight in flights for key in flight.known]

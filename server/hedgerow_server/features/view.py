@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-import random
+from collections.abc import Sequence
+from random import random
+from typing import TYPE_CHECKING
 
 from hedgerow_protos.feature_entity import EntityCodec
 from hedgerow_protos.feature_row import CacheCodec, RowLayout
@@ -11,7 +13,10 @@ from hedgerow_protos.feature_view import fingerprint, view_ref
 from hedgerow_protos.hedgerow_control_pb2 import FeatureView
 
 from hedgerow_server.features.counts import ViewCounts
-from hedgerow_server.features.freshness import Bounds, Known, since
+from hedgerow_server.features.freshness import Bounds, Freshness, Known, judge, since
+
+if TYPE_CHECKING:
+    from hedgerow_server.features.sources import Row
 
 
 class View:
@@ -24,7 +29,7 @@ class View:
     """
 
     __slots__ = (
-        "_jitter",
+        "_spread",
         "bounds",
         "cached",
         "counts",
@@ -47,44 +52,78 @@ class View:
         self.prefix = self.cached.key(b"")
         self.bounds = Bounds(spec.ttl, spec.stale_ttl, spec.max_age or math.inf)
         self.counts = ViewCounts()
-        self._jitter = jitter
+        self._spread = spec.ttl * jitter
 
     def __repr__(self) -> str:
         return f"<View {self.ref}>"
 
-    def from_cache(self, value: bytes, wall: float, now: float) -> Known | None:
-        """Reads a cached value; None, and counted, if nobody should trust it.
+    def from_cache(self, values: Sequence[bytes | None], wall: float, now: float) -> list[Known | None]:
+        """Reads cached values and counts them; None for those that nobody should trust.
 
         Args:
-            value: As found in the cache.
+            values: As found in the cache; None: it has none.
             wall: The wall clock now, in seconds.
             now: The monotonic clock now.
         """
-        cached = self.cached.unpack(value)
-        confirmed = None if cached is None else since(cached.confirmed_us * 1e-6, wall, now)
-        if cached is None or confirmed is None:
-            self.counts.corrupt += 1
-            return None
-        return self._known(cached.row, cached.event_time_us, confirmed, wall, now)
+        found: list[Known | None] = []
+        for cached in self.cached.unpack_all(values):
+            known = None
+            if cached is not None:
+                confirmed_us, event_us, row = cached
+                confirmed = since(confirmed_us * 1e-6, wall, now)
+                if confirmed is not None:
+                    known = self._known(row, event_us, confirmed, wall, now)
+            found.append(known)
+        misses = found.count(None)
+        self.counts.cache_hits += len(found) - misses
+        self.counts.cache_misses += misses
+        self.counts.corrupt += misses - values.count(None)
+        return found
 
-    def from_store(self, row: bytes | None, event_us: int, asked: float, wall: float, now: float) -> Known:
-        """What the store answered for one entity.
+    def from_store(self, rows: Sequence[Row | None], asked: float, wall: float, now: float) -> list[Known]:
+        """What the store answered, and counts it.
 
         Args:
-            row: None if it has none, or none that is a row of this view.
-            event_us: The row's event time, microseconds since 1970.
+            rows: None where it has none. What is no row of this view counts as none.
             asked: When the question was sent, on the monotonic clock.
             wall: As for `from_cache`.
             now: As for `from_cache`.
         """
-        return self._known(row, event_us, asked, wall, now)
+        self.counts.stored += len(rows)
+        fits = self.rows.fits
+        return [
+            self._known(row.values, row.event_us, asked, wall, now)
+            if row is not None and fits(row.values)
+            else self._known(None, 0, asked, wall, now)
+            for row in rows
+        ]
 
     def _known(self, row: bytes | None, event_us: int, confirmed: float, wall: float, now: float) -> Known:
         # An event in the future is as new as can be.
         event_age = wall - event_us * 1e-6
         event = now - event_age if event_age > 0 else now
-        early = self.bounds.ttl * self._jitter * random.random()  # noqa: S311 - spreads load, guards nothing
+        early = self._spread * random()  # noqa: S311 - spreads load, guards nothing
         return Known(row, confirmed, event, now, confirmed + self.bounds.ttl - early)
+
+    def serve(self, known: Sequence[Known | None], now: float) -> tuple[list[bytes], Freshness]:
+        """Rows as they may be served now, the default in place of others, and the worst of them; counts both.
+
+        Args:
+            known: What is known of each entity.
+            now: As for `from_cache`.
+        """
+        bounds, default = self.bounds, self.rows.default_row
+        rows: list[bytes] = []
+        ages: list[float] = []
+        judged = [judge(one, bounds, now) for one in known]
+        for one, freshness in zip(known, judged, strict=True):
+            if one is None or one.row is None or freshness is Freshness.DEFAULT:
+                rows.append(default)
+            else:
+                rows.append(one.row)
+                ages.append(now - one.confirmed)
+        self.counts.served(judged, ages)
+        return rows, max(judged, default=Freshness.FRESH)
 
     def to_cache(self, known: Known, wall: float, now: float) -> tuple[bytes, int]:
         """A value as the cache holds it, and for how many milliseconds.
