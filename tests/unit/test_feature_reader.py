@@ -7,7 +7,9 @@ import asyncio
 import feature_reads
 import pytest
 from feature_reads import DEFAULT, Request, Server
+from hedgerow_protos.breaker import State
 from hedgerow_server.features.clock import Clock
+from hedgerow_server.features.freshness import Known
 from hedgerow_server.features.memory import Fault, MemoryCache, MemoryStore
 from hedgerow_server.features.sources import Row
 
@@ -232,4 +234,27 @@ async def test_a_cache_slower_than_its_timeout(store, expected):
     world.cache.delay = 0.06
     await asyncio.sleep(1)
     assert said(await server.ask("N2")) == (DEFAULT, "default")
+    await server.close()
+
+
+async def test_a_value_that_cannot_be_packed_does_not_close_the_way_to_the_cache(caplog):
+    """Not even as the one probe of a half-open breaker, which nothing else would end."""
+    world = World()
+    server = world.server()
+    writer, breaker = server.joining.writer, server.joining.breakers["feature_cache"]
+    world.cache.fault = Fault.DOWN
+    for number in range(3):
+        await server.ask(f"N{number}")
+    assert breaker.state is State.OPEN
+    world.cache.fault = Fault.NONE
+    await asyncio.sleep(1)
+    writer.write(server.view, [(b"k", Known(feature_reads.row(1.0), float("inf"), now(), now()))])
+    await asyncio.sleep(1)
+    assert "could not be written" in caplog.text
+    world.write("N1", 7.0)
+    for _ in range(5):
+        await asyncio.sleep(TTL)
+        await server.ask("N1")
+    assert breaker.state is State.CLOSED
+    assert world.cache.values
     await server.close()
