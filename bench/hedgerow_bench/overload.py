@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import time
 from collections.abc import Mapping
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import numpy.typing as npt
 
 from hedgerow_bench import counters, models, throughput, wire_load
 from hedgerow_bench.contender import Contender, checked, over_grpc
 from hedgerow_bench.load import Load, Outcome
+from hedgerow_bench.peers.measure import free_ports
 from hedgerow_bench.records import OK, Records, percentiles_ms
 from hedgerow_bench.reports import Rows, tell
 from hedgerow_bench.subject import own_server
@@ -95,7 +96,7 @@ async def _start(
     exits: AsyncExitStack, model: Path, flood: Flood, loop: throughput.Loop
 ) -> dict[str, Contender]:
     """Both regions; each is told where the other is, so their ports are chosen beforehand."""
-    ports = dict(zip((_EAST, _WEST), _free_ports(2), strict=True))
+    ports = dict(zip((_EAST, _WEST), free_ports(2), strict=True))
     found = {}
     for name, other in ((_EAST, _WEST), (_WEST, _EAST)):
         directory = loop.directory / f"overload-{name}"
@@ -122,14 +123,6 @@ async def _start(
         )
         found[name] = await checked(contender, None)
     return found
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 async def _peak(regions: Mapping[str, Contender], flood: Flood, loop: throughput.Loop) -> float:
@@ -198,7 +191,7 @@ def _row(phase: str, outcomes: list[Outcome], flood: Flood, peak: float) -> dict
     statuses: dict[str, int] = {}
     for each in records:
         for status, count in each.summary()["statuses"].items():
-            statuses[status] = statuses.get(status, 0) + count
+            statuses[_named(status)] = statuses.get(_named(status), 0) + count
     return {
         "phase": phase,
         "offered": sum(len(each) for each in records) / seconds,
@@ -213,6 +206,13 @@ def _row(phase: str, outcomes: list[Outcome], flood: Flood, peak: float) -> dict
     }
 
 
+def _named(status: str) -> str:
+    """A status as gRPC names it, from the number on the wire."""
+    number = status.removeprefix("grpc-status ")
+    return _STATUSES.get(number, status)
+
+
+_STATUSES = {str(code.value[0]): code.name for code in grpc.StatusCode}
 #: What neither an overloaded server nor a deadline explains.
 _FAILURES = ("INTERNAL", "UNKNOWN", "WRONG", "INVALID_ARGUMENT", "NOT_FOUND")
 

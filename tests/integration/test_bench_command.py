@@ -61,6 +61,33 @@ def test_features_are_joined_from_a_real_valkey_and_are_the_right_ones(tmp_path)
         assert row["failed"] == 0
 
 
+def test_hedging_is_measured_on_servers_that_really_stall(tmp_path):
+    """The backup counts what it got, and the stalls are in the tail of the server that does not hedge."""
+    done = bench(tmp_path, "hedge", "--smoke", "--percent", "5", "--stall", "300")
+    assert done.returncode == 0, done.stdout + done.stderr
+    alone, fixed, adaptive = json.loads((tmp_path / "out/hedge.json").read_text())["rows"]
+    assert alone["latency_ms"]["max"] >= 300
+    assert alone["at_backup"] == 0
+    for row in (fixed, adaptive):
+        # Half of the requests are the warm-up's, which the table leaves out and the backup does not.
+        assert 0 < row["at_backup"] <= 0.02 * 2.5 * row["requests"] + 10
+    assert "times shorter" in done.stdout
+
+
+def test_overload_is_measured_in_three_phases(tmp_path):
+    """Peak, overload and afterwards; no answer is wrong, and what was refused is told apart."""
+    done = bench(tmp_path, "overload", "--smoke")
+    assert done.returncode == 0, done.stdout + done.stderr
+    peak, overload, after = json.loads((tmp_path / "out/overload.json").read_text())["rows"]
+    assert peak["goodput"] > 0
+    assert overload["offered"] > 2 * peak["goodput"]
+    assert overload["statuses"].get("RESOURCE_EXHAUSTED", 0) + overload["statuses"].get(
+        "DEADLINE_EXCEEDED", 0
+    )
+    assert after["statuses"]["OK"] > 0
+    assert "<svg" in (tmp_path / "out/report.html").read_text()
+
+
 def test_ctrl_c_ends_everything_that_was_started(tmp_path):
     command = [sys.executable, "-m", "hedgerow_bench", "throughput", "--out", str(tmp_path)]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
