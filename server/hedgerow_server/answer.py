@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 from hedgerow_protos.breaker import State
-from hedgerow_protos.hedging import LOAD, REGION, write_load
+from hedgerow_protos.hedging import HEDGE, LOAD, REGION, write_load
 from hedgerow_protos.open_inference_pb2 import ModelInferRequest
 
 from hedgerow_server.call import Call, read_trace
@@ -285,7 +285,7 @@ class Answerer:
         """Puts a call into its model's queue.
 
         Returns:
-            The model; None if the call is held up on purpose.
+            The model; None if the call is held up on purpose, or answered elsewhere.
 
         Raises:
             Unavailable: the version is in quarantine, or fault injection says so.
@@ -293,17 +293,34 @@ class Answerer:
         call.queued_ns = self._nanoseconds()
         if model.breaker.state is not State.CLOSED:
             call.probe = model.breaker.acquire()
-            if call.probe is None:
-                raise Unavailable(
-                    f"version {model.version} of model {model.name!r} is in quarantine: "
-                    f"{model.breaker.reason}; it is tried again in a moment"
-                )
+            if call.probe is None and self._is_spared(call, model):
+                return None
         if self._fault is not None and (seconds := self._fault.strike()):
             loop = asyncio.get_running_loop()
             self._delayed[call] = loop.call_later(seconds, self._run_delayed, call, model)
             return None
         model.queue.add(call)
         return model
+
+    def _is_spared(self, call: Call, model: Model) -> bool:
+        """Has another answer a call in place of a version in quarantine.
+
+        Returns:
+            Whether one does. If nobody can, the version may: one that fails often is better than none, as
+            with Envoy's panic threshold, and it may be one caller's requests alone that fail.
+
+        Raises:
+            Unavailable: another region asks, whose own attempt is under way.
+        """
+        refusal = Unavailable(
+            f"version {model.version} of model {model.name!r} is in quarantine: "
+            f"{model.breaker.reason}; it is tried again in a moment"
+        )
+        if call.trace.attempt == HEDGE:
+            raise refusal
+        if self._hedger is not None and self._hedger.fail_over(call, refusal):
+            return True
+        return self._fallback.take(call, refusal)
 
     def _run_delayed(self, call: Call, model: Model) -> None:
         del self._delayed[call]
@@ -357,13 +374,14 @@ class Answerer:
         if isinstance(result, Ran):
             self._give(model, calls, result)
             return
+        rows = sum([call.rows for call in calls])
         for call in calls:
             if call.ended:
                 continue
             if call.deadline <= self._clock():
                 run_seconds = (self._nanoseconds() - call.started_ns) * 1e-9
                 # A deadline that nobody could have met says nothing about the version.
-                if run_seconds > TIMED_OUT * model.latency.expect(call.rows):
+                if run_seconds > TIMED_OUT * model.latency.expect(rows):
                     self._blame(model, call, f"a run was stopped after {run_seconds:.3f} s")
                 self._refuse(
                     call, DeadlineExceeded("the deadline passed while the model ran; its run was stopped")
@@ -386,7 +404,7 @@ class Answerer:
             return
         began = self._nanoseconds()
         outputs = Encoded(ran.outputs, calls[0].outputs, alone=len(calls) == 1)
-        end = 0
+        end = failed = 0
         for call in calls:
             first, end = end, end + call.rows
             if call.ended:
@@ -396,6 +414,7 @@ class Answerer:
             try:
                 payload = call.codec.write(call.request_id, outputs, first, call.rows)
             except ServingError as error:
+                failed += 1
                 self._blame(model, call, str(error))
                 self._refuse(call, error)
             except Exception as error:  # noqa: BLE001  as above
@@ -407,7 +426,7 @@ class Answerer:
                 tally.requests += 1
                 tally.predictions += call.rows
         if model.breaker.is_wary:
-            model.breaker.tally(len(calls))
+            model.breaker.tally(len(calls) - failed)
         spent_ns = self._nanoseconds() - began
         model.statistics.ran(ran.rows, ran.input_ns, ran.run_ns, spent_ns, requests=len(calls))
         model.statistics.last_inference_ms = int(time.time() * 1000)

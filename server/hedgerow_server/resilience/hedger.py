@@ -136,12 +136,12 @@ class Hedger:
         elif call.choice.model.serving.hedging.mode == HEDGE_MODE_DISABLED:
             return False
         race = self._race(call)
-        race.fail(0)
-        if not race.pending:
+        if not race.pending - {0}:
             obstacle = self._begin(call, FAILOVER, needs_room=isinstance(error, Overloaded))
             if obstacle:
                 self.counts.suppressed[FAILOVER, obstacle] += 1
                 return False
+        race.fail(0)
         self._failed_here[call] = error
         return True
 
