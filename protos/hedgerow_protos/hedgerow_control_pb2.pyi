@@ -262,14 +262,18 @@ class Overload(_message.Message):
     def __init__(self, economy_under_pressure: _Optional[bool] = ...) -> None: ...
 
 class Batching(_message.Message):
-    __slots__ = ("max_batch_size", "max_queue_delay_microseconds", "preferred_batch_size")
+    __slots__ = ("max_batch_size", "max_queue_delay_microseconds", "preferred_batch_size", "priority_levels", "default_priority_level")
     MAX_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     MAX_QUEUE_DELAY_MICROSECONDS_FIELD_NUMBER: _ClassVar[int]
     PREFERRED_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_LEVELS_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_PRIORITY_LEVEL_FIELD_NUMBER: _ClassVar[int]
     max_batch_size: int
     max_queue_delay_microseconds: int
     preferred_batch_size: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, max_batch_size: _Optional[int] = ..., max_queue_delay_microseconds: _Optional[int] = ..., preferred_batch_size: _Optional[_Iterable[int]] = ...) -> None: ...
+    priority_levels: int
+    default_priority_level: int
+    def __init__(self, max_batch_size: _Optional[int] = ..., max_queue_delay_microseconds: _Optional[int] = ..., preferred_batch_size: _Optional[_Iterable[int]] = ..., priority_levels: _Optional[int] = ..., default_priority_level: _Optional[int] = ...) -> None: ...
 
 class NanPolicy(_message.Message):
     __slots__ = ("inputs", "outputs")

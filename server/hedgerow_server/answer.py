@@ -253,6 +253,8 @@ class Answerer:
         call.choice = choice
         call.codec = codec = self._codecs[choice]
         model = choice.model
+        if model.priorities.levels:
+            call.priority = model.priorities.of(head.priority)
         if model.queue.length >= MAX_WAITING:
             raise Overloaded(
                 f"{model.queue.length} requests wait for model {model.name!r} already; try again later"

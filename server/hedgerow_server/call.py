@@ -68,6 +68,7 @@ class Call:
         "outputs",
         "parts",
         "payload",
+        "priority",
         "probe",
         "queued_ns",
         "race",
@@ -118,6 +119,7 @@ class Call:
         # What the engine reads (engine.work.Work).
         self.rows = 0
         self.kind: Hashable | None = None
+        self.priority = 0
         self.parts: Sequence[Part] = ()
         self.shapes: Sequence[tuple[int, ...]] = ()
         self.outputs: tuple[int, ...] | None = None

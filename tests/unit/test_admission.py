@@ -17,7 +17,6 @@ from hedgerow_server.gate.admission import (
     Class,
     backlog,
     class_of_priority,
-    effective_priority,
 )
 from hedgerow_server.gate.busy import Busy
 from hedgerow_server.gate.concurrency import OPEN_TO_ALL, Bounds, ConcurrencyLimit
@@ -67,25 +66,6 @@ def test_lower_classes_are_shed_first() -> None:
 def test_the_lowest_of_few_priorities_is_the_lowest_of_many() -> None:
     assert taken(class_of_priority(2, 2)) == taken(class_of_priority(1000, 1000)) == 60
     assert class_of_priority(1, 1) is class_of_priority(1, 9) is class_of_priority(0, 0) is ORDINARY
-
-
-@pytest.mark.parametrize(
-    ("asked", "levels", "default", "wanted"),
-    [
-        (0, 3, 2, 2),
-        (1, 3, 2, 1),
-        (3, 3, 2, 3),
-        (4, 3, 2, 2),
-        (2**64 - 1, 3, 2, 2),
-        (-1, 3, 2, 2),
-        (5, 0, 0, 0),
-    ],
-)
-def test_a_priority_that_the_model_does_not_have_is_its_default(
-    asked: int, levels: int, default: int, wanted: int
-) -> None:
-    """As in Triton, whose clients meet the same models."""
-    assert effective_priority(asked, levels, default) == wanted
 
 
 def test_who_would_be_late_is_refused_and_told_when_the_queue_has_drained() -> None:

@@ -6,7 +6,12 @@ import itertools
 from collections.abc import Hashable
 from dataclasses import dataclass
 
+import pytest
+from google.protobuf import json_format
+from hedgerow_protos.hedgerow_control_pb2 import ServingSpec
 from hedgerow_server.engine.batching import BatchQueue, Wait
+from hedgerow_server.engine.priorities import Priorities, priorities_of
+from hedgerow_server.engine.refusal import LoadRefused
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -20,6 +25,7 @@ class Request:
 
     rows: int = 1
     kind: Hashable | None = "k"
+    priority: int = 0
     deadline: float = NEVER
     ended: bool = False
     queued_ns: int = 0
@@ -28,12 +34,18 @@ class Request:
 class Queueing(RuleBasedStateMachine):
     """Adds, ends, lets time pass and takes; keeps its own list of who waits, in order of arrival."""
 
-    @initialize(max_rows=st.integers(1, 8), seconds=st.sampled_from([0, 0, 2, 10]), data=st.data())
-    def begin(self, max_rows: int, seconds: int, data: st.DataObject) -> None:
+    @initialize(
+        max_rows=st.integers(1, 8),
+        seconds=st.sampled_from([0, 0, 2, 10]),
+        levels=st.sampled_from([0, 0, 3]),
+        data=st.data(),
+    )
+    def begin(self, max_rows: int, seconds: int, levels: int, data: st.DataObject) -> None:
         self.max_rows = max_rows
+        self.levels = levels
         preferred = data.draw(st.sets(st.integers(1, max_rows), max_size=2)) if seconds else set()
         self.company = Wait(seconds, tuple(sorted(preferred)))
-        self.queue: BatchQueue[Request] = BatchQueue(max_rows, self.company)
+        self.queue: BatchQueue[Request] = BatchQueue(max_rows, self.company, prioritized=levels > 0)
         self.waiting: list[Request] = []
         self.given: list[Request] = []
         self.now = 0.0
@@ -42,9 +54,15 @@ class Queueing(RuleBasedStateMachine):
         rows=st.integers(1, 10),
         kind=st.sampled_from(["a", "b", "c", None]),
         patience=st.one_of(st.just(NEVER), st.integers(1, 5)),
+        level=st.integers(1, 3),
     )
-    def add(self, rows: int, kind: Hashable | None, patience: float) -> None:
-        request = Request(rows, kind, self.now + patience, queued_ns=round(self.now * 1e9))
+    def add(self, rows: int, kind: Hashable | None, patience: float, level: int) -> None:
+        priority = min(level, self.levels)
+        request = Request(rows, kind, priority, self.now + patience, queued_ns=round(self.now * 1e9))
+        alive = [r for r in self.waiting if not r.ended]
+        if len(alive) == len(self.queue):
+            before = sum(r.priority <= priority for r in alive)
+            assert self.queue.runs_ahead(priority) <= before, "whoever is behind is not waited for"
         self.queue.add(request)
         self.waiting.append(request)
 
@@ -98,10 +116,12 @@ class Queueing(RuleBasedStateMachine):
         if not batch:
             return
         (kind,) = {r.kind for r in batch}
+        if self.levels and not self.company.seconds:
+            assert batch[0].priority == min(r.priority for r in alive), "the highest comes first"
         if kind is None:
             assert len(batch) == 1
         else:
-            line = [r for r in alive if r.kind == kind]
+            line = sorted([r for r in alive if r.kind == kind], key=lambda r: r.priority)
             assert batch == line[: len(batch)], "in order of arrival, nobody left out"
             after = line[len(batch) :]
             room = self.max_rows
@@ -318,3 +338,85 @@ def test_a_large_request_behind_one_that_ended_is_judged_by_its_own_rows() -> No
     queue.add(Request(rows=1000))
     assert queue.next_rows(2.0) == 1000
     assert queue.next_rows(0.0) == 8
+
+
+def test_the_highest_priority_runs_first_and_lower_ones_fill_its_batch() -> None:
+    queue: BatchQueue[Request] = BatchQueue(4, prioritized=True)
+    for priority in (3, 2, 3, 1, 2, 1):
+        queue.add(Request(priority=priority))
+    assert [[r.priority for r in queue.take(0.0)[0]] for _ in range(2)] == [[1, 1, 2, 2], [3, 3]]
+
+
+def test_requests_that_run_alone_are_in_order_of_priority_too() -> None:
+    queue: BatchQueue[Request] = BatchQueue(1, prioritized=True)
+    for priority, rows in ((2, 1), (1, 0), (2, 5), (1, 1)):
+        queue.add(Request(rows, None, priority))
+    taken = [[(r.priority, r.rows) for r in queue.take(0.0)[0]] for _ in range(4)]
+    assert taken == [[(1, 0)], [(1, 1)], [(2, 1)], [(2, 5)]]
+
+
+def test_kinds_of_one_priority_take_turns_before_any_of_a_lower() -> None:
+    queue: BatchQueue[Request] = BatchQueue(1, prioritized=True)
+    for kind, priority in (("a", 2), ("b", 1), ("c", 1), ("b", 1)):
+        queue.add(Request(kind=kind, priority=priority))
+    assert [queue.take(0.0)[0][0].kind for _ in range(4)] == ["b", "c", "b", "a"]
+
+
+def test_those_of_higher_priority_that_have_left_hold_up_nobody() -> None:
+    queue: BatchQueue[Request] = BatchQueue(2, prioritized=True)
+    queue.add(Request(kind="a", priority=1, ended=True))
+    queue.add(Request(kind="a", priority=3))
+    queue.add(Request(kind="b", priority=2))
+    assert [queue.take(0.0)[0][0].kind for _ in range(2)] == ["b", "a"]
+
+
+def test_how_many_runs_come_before() -> None:
+    """Rows in full runs, and a turn for each other kind; of those that one has to wait for."""
+    queue: BatchQueue[Request] = BatchQueue(4)
+    assert (queue.runs_ahead(), queue.typical_rows()) == (0, 1)
+    for _ in range(9):
+        queue.add(Request())
+    assert (queue.runs_ahead(), queue.typical_rows()) == (2, 4)
+    for kind in "abc":
+        queue.add(Request(kind=kind))
+    assert queue.runs_ahead() == 3
+    alone: BatchQueue[Request] = BatchQueue(1)
+    for _ in range(3):
+        alone.add(Request(rows=5, kind=None))
+    assert (alone.runs_ahead(), alone.typical_rows()) == (3, 5)
+    levels: BatchQueue[Request] = BatchQueue(4, prioritized=True)
+    for i in range(20):
+        levels.add(Request(rows=2, priority=1 + i // 10))
+    assert [levels.runs_ahead(priority) for priority in (1, 2)] == [5, 10]
+
+
+@pytest.mark.parametrize(
+    ("batching", "problem"),
+    [
+        ({"priority_levels": 3}, "defaultPriorityLevel is 0; with priorityLevels 3 it must be from 1 to 3"),
+        ({"priority_levels": 3, "default_priority_level": 4}, "defaultPriorityLevel is 4"),
+        ({"default_priority_level": 1}, "there are no priorityLevels"),
+    ],
+)
+def test_a_default_that_is_no_level_is_refused(batching: dict[str, int], problem: str) -> None:
+    with pytest.raises(LoadRefused, match=problem):
+        priorities_of(json_format.ParseDict({"batching": batching}, ServingSpec()))
+
+
+@pytest.mark.parametrize(
+    ("asked", "levels", "default", "wanted"),
+    [
+        (0, 3, 2, 2),
+        (1, 3, 2, 1),
+        (3, 3, 2, 3),
+        (4, 3, 2, 2),
+        (2**64 - 1, 3, 2, 2),
+        (-1, 3, 2, 2),
+        (5, 0, 0, 0),
+    ],
+)
+def test_a_priority_that_the_model_does_not_have_is_its_default(
+    asked: int, levels: int, default: int, wanted: int
+) -> None:
+    """As in Triton, whose clients meet the same models."""
+    assert Priorities(levels, default).of(asked) == wanted

@@ -9,8 +9,10 @@ batch forms, so a batch never depends on a request that nobody waits for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from bisect import bisect_right, insort
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Generic, Protocol, TypeVar
 
 from hedgerow_protos.hedgerow_control_pb2 import ServingSpec
@@ -31,6 +33,10 @@ class Waiting(Protocol):
 
         It holds the dimensions behind the batch, and the outputs asked for.
         """
+
+    @property
+    def priority(self) -> int:
+        """1 is the highest, and runs first, where the queue has priorities."""
 
     @property
     def deadline(self) -> float:
@@ -63,6 +69,9 @@ class Wait:
 
 
 _NOT_DUE = object()
+#: The line of requests that run alone, where they cannot each have one: they must stand in order.
+_ALONE = object()
+_priority = attrgetter("priority")
 
 #: The longest wait for company, in seconds; a longer one is a slip of a unit.
 LONGEST_WAIT = 10.0
@@ -100,16 +109,23 @@ class BatchQueue(Generic[W]):
     Requests of one kind stand in one line, in order of arrival; the lines take
     turns, so a rare shape is not starved by a common one.
 
+    With priorities a line is in order of priority, then of arrival, and the line whose first
+    request has the highest comes next. As in Triton, a lower one waits as long as higher ones keep
+    coming, but where a batch has room left it goes along. It is not made to wait for nothing:
+    where higher ones alone are too many, `gate.admission` takes no lower ones in.
+
     Args:
         max_rows: rows in one run at most.
         wait: for company.
+        prioritized: whether requests have priorities.
     """
 
-    __slots__ = ("_lines", "_max_rows", "_rows", "_wait", "length", "waits")
+    __slots__ = ("_lines", "_max_rows", "_prioritized", "_rows", "_wait", "length", "waits")
 
-    def __init__(self, max_rows: int, wait: Wait = Wait()) -> None:
+    def __init__(self, max_rows: int, wait: Wait = Wait(), *, prioritized: bool = False) -> None:
         self._max_rows = max(1, max_rows)
         self._wait = wait
+        self._prioritized = prioritized
         #: Whether requests may wait for company; if not, `due` is always now.
         self.waits = wait.seconds > 0
         # The first line is the next to be served.
@@ -126,16 +142,34 @@ class BatchQueue(Generic[W]):
         return f"<BatchQueue {waiting}, at most {self._max_rows} rows a batch>"
 
     def add(self, request: W) -> None:
-        """Puts a request at the end of its line."""
-        # One that runs alone is its own kind.
-        kind: Hashable = id(request) if request.kind is None else request.kind
+        """Puts a request at the end of its line, or in front of those of lower priority."""
+        kind = request.kind
+        if kind is None:
+            # One that runs alone is its own kind.
+            kind = _ALONE if self._prioritized else id(request)
         line = self._lines.get(kind)
         if line is None:
             self._lines[kind] = [request]
+        elif self._prioritized:
+            insort(line, request, key=_priority)
         else:
             line.append(request)
         self.length += 1
         self._rows += request.rows
+
+    def runs_ahead(self, priority: int = 0) -> int:
+        """About how many runs come before the one that a request joining now would be in."""
+        length, rows, lines = self.length, self._rows, len(self._lines)
+        if self._prioritized and length:
+            ahead = sum([bisect_right(line, priority, key=_priority) for line in self._lines.values()])
+            rows, lines, length = rows * ahead // length, min(lines, ahead), ahead
+        return length if self._max_rows == 1 else max(rows // self._max_rows, lines - 1, 0)
+
+    def typical_rows(self) -> int:
+        """About how many rows the runs have while so many requests wait as now."""
+        if self._max_rows == 1:
+            return max(1, self._rows // self.length) if self.length else 1
+        return min(self._rows + 1, self._max_rows)
 
     def next_rows(self, now: float = 0.0) -> int:
         """Rows of the next batch, or some more: requests in it may have ended, or be of several kinds."""
@@ -148,7 +182,7 @@ class BatchQueue(Generic[W]):
                 if not request.ended and request.deadline > now:
                     largest = max(largest, request.rows)
                     break
-            if largest and not self.waits:
+            if largest and not (self.waits or self._prioritized):
                 break
         return max(largest, min(self._rows, self._max_rows))
 
@@ -205,7 +239,7 @@ class BatchQueue(Generic[W]):
         # Whose deadline is later than this has time for any batch.
         ample = now + expected
         lines = self._lines
-        if len(lines) == 1 and self._rows <= self._max_rows and not self.waits:
+        if len(lines) == 1 and self._rows <= self._max_rows and not (self.waits or self._prioritized):
             # Nearly always: they fit together, all have time, nobody has left. Then the line is the batch.
             (line,) = lines.values()
             for request in line:
@@ -231,7 +265,7 @@ class BatchQueue(Generic[W]):
                     pass
                 elif request.deadline <= now:
                     expired.append(request)
-                elif not batch or taken + rows <= room:
+                elif not batch or (taken + rows <= room and request.kind is not None):
                     deadline = request.deadline
                     if deadline < ample and expect is not None and now + expect(rows) > deadline:
                         deadline = float("inf")
@@ -251,12 +285,17 @@ class BatchQueue(Generic[W]):
         return batch, expired
 
     def _next_kind(self, now: float, expected: float) -> Hashable:
-        if self.waits:
-            for kind, line in self._lines.items():
-                if self._due(line, expected) <= now:
-                    return kind
-            return _NOT_DUE
-        return next(iter(self._lines))
+        lines = self._lines
+        if not self.waits and not self._prioritized:
+            return next(iter(lines))
+        kinds: Iterable[Hashable] = lines
+        if self._prioritized:
+            # Sorting keeps the order of equals: lines of one priority take turns.
+            kinds = sorted(lines, key=lambda kind: _highest(lines[kind], now))
+        for kind in kinds:
+            if not self.waits or self._due(lines[kind], expected) <= now:
+                return kind
+        return _NOT_DUE
 
     def _room(self, line: list[W]) -> int:
         if not self._wait.preferred:
@@ -289,3 +328,11 @@ class BatchQueue(Generic[W]):
         self._lines.clear()
         self.length = self._rows = 0
         return rest
+
+
+def _highest(line: list[W], now: float) -> float:
+    """The priority of the first request of a line that can still run."""
+    for request in line:
+        if not request.ended and request.deadline > now:
+            return request.priority
+    return float("inf")

@@ -18,7 +18,7 @@ from hedgerow_protos.hedgerow_control_pb2 import ServingSpec
 
 from hedgerow_server.resilience.rules import Rules
 
-from . import batching, gears, model_file, warmup
+from . import batching, gears, model_file, priorities, warmup
 from . import signature as signatures
 from .gears import Gear, Source
 from .refusal import LoadRefused, OutOfMemory, is_out_of_memory, text_of
@@ -102,6 +102,7 @@ def load(
     max_batch_size = serving.batching.max_batch_size or default_max_batch_size
     signature = signatures.read(session, max_batch_size=max_batch_size)
     batching.wait_of(serving, max_batch_size)
+    priorities.priorities_of(serving)
     _check_binding(serving, signature)
     _check_hedging(serving)
     warmed = warmup.warm(session, signature, serving.warmup, warmup_timeout)

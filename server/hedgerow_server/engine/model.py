@@ -12,12 +12,14 @@ from hedgerow_protos.breaker import Breaker, Policy, State
 from hedgerow_protos.hedgerow_control_pb2 import ServingSpec
 
 from hedgerow_server.engine import buffers
-from hedgerow_server.engine.batching import BatchQueue, wait_of
+from hedgerow_server.engine.batching import BatchQueue, Wait, wait_of
 from hedgerow_server.engine.buffers import BoundRuns
 from hedgerow_server.engine.latency import LatencyModel
 from hedgerow_server.engine.loading import LoadedModel
+from hedgerow_server.engine.priorities import priorities_of
 from hedgerow_server.engine.statistics import VersionStatistics
 from hedgerow_server.engine.work import Work
+from hedgerow_server.gate.concurrency import ConcurrencyLimit
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +48,13 @@ class Model:
         #: Whether requests may share a run.
         self.batches = loaded.signature.max_batch_size > 1 and loaded.row_independent
         rows = loaded.signature.max_batch_size
-        self.queue: BatchQueue[Work] = (
-            BatchQueue(rows, wait_of(serving, rows)) if self.batches else BatchQueue(1)
+        wait = wait_of(serving, rows) if self.batches else Wait()
+        self.priorities = priorities_of(serving)
+        self.queue: BatchQueue[Work] = BatchQueue(
+            rows if self.batches else 1, wait, prioritized=self.priorities.levels > 1
         )
+        #: How many requests may be under way.
+        self.limit = ConcurrencyLimit(company=wait.seconds)
         #: What answers where the model cannot.
         self.rules = loaded.rules
         self.latency = LatencyModel(first_guess=loaded.warm_seconds)

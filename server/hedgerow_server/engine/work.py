@@ -20,6 +20,8 @@ class Work(Protocol):
 
     rows: int
     kind: Hashable | None
+    #: 1 is the highest; 0 where the model has no priorities.
+    priority: int
     deadline: float
     ended: bool
     #: Per input of the model, in its order.

@@ -84,11 +84,6 @@ def class_of_priority(priority: int, levels: int) -> Class:
     return Class(PRIORITY, 1.0 - lower * (1.0 - LOWEST_PRIORITY_SHARE))
 
 
-def effective_priority(asked: int, levels: int, default: int) -> int:
-    """The priority that a request gets: as in Triton the default for 0, and for one beyond the levels."""
-    return asked if 0 < asked <= levels else default
-
-
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """A request that is not taken.

@@ -24,7 +24,14 @@ from hedgerow_server.routing.table import Choice, ModelRoutes
 from hedgerow_server.rpc.health import Health
 
 PLATFORM = "onnxruntime_onnx"
-EXTENSIONS = ("statistics", "model_configuration", "model_repository", "binary_tensor_data", "parameters")
+EXTENSIONS = (
+    "statistics",
+    "model_configuration",
+    "model_repository",
+    "binary_tensor_data",
+    "parameters",
+    "schedule_policy",
+)
 
 #: Triton's names for the states of a version.
 _INDEX_STATES = {
@@ -128,6 +135,8 @@ class DescribeHandlers:
             config.dynamic_batching.SetInParent()
             config.dynamic_batching.preferred_batch_size.extend(asked.preferred_batch_size)
             config.dynamic_batching.max_queue_delay_microseconds = asked.max_queue_delay_microseconds
+            config.dynamic_batching.priority_levels = asked.priority_levels
+            config.dynamic_batching.default_priority_level = asked.default_priority_level
         return oip.ModelConfigResponse(config=config)
 
     async def model_statistics(

@@ -47,15 +47,25 @@ class Head:
         model_name: The model asked for.
         model_version: The version asked for; empty for the one in service.
         timeout_us: Triton's `timeout` parameter, microseconds; 0 without one.
+        priority: Triton's `priority` parameter; 0 without one.
         is_known: Whether it is remembered, so that others may remember what they found out about it.
     """
 
-    __slots__ = ("_separators", "_spans", "is_known", "model_name", "model_version", "timeout_us")
+    __slots__ = (
+        "_separators",
+        "_spans",
+        "is_known",
+        "model_name",
+        "model_version",
+        "priority",
+        "timeout_us",
+    )
 
-    def __init__(self, model_name: str, model_version: str, timeout_us: int) -> None:
+    def __init__(self, model_name: str, model_version: str, timeout_us: int, priority: int) -> None:
         self.model_name = model_name
         self.model_version = model_version
         self.timeout_us = timeout_us
+        self.priority = priority
         self.is_known = False
         # Of a message without id: where the tensors lie in it, and what stands between them.
         self._spans: tuple[tuple[int, int], ...] = ()
@@ -131,10 +141,10 @@ class Heads:
             raise InvalidTensor(
                 "the message is not a ModelInferRequest of the Open Inference Protocol"
             ) from None
-        timeout_us = (
-            _integer(request.parameters["timeout"], "timeout") if "timeout" in request.parameters else 0
-        )
-        head = Head(request.model_name, request.model_version, timeout_us)
+        parameters = request.parameters
+        timeout_us = _integer(parameters["timeout"], "timeout") if "timeout" in parameters else 0
+        priority = _integer(parameters["priority"], "priority") if "priority" in parameters else 0
+        head = Head(request.model_name, request.model_version, timeout_us, priority)
         if request.raw_input_contents:
             self._learn(head, payload, request)
         return head, request
