@@ -25,6 +25,8 @@ from hedgerow_server.engine.datatypes import DATATYPES
 from hedgerow_server.engine.loading import LoadedModel
 from hedgerow_server.engine.model import Model
 from hedgerow_server.engine.runners import Engine
+from hedgerow_server.gate.admission import Admission
+from hedgerow_server.gate.concurrency import DEFAULT_BOUNDS, Bounds
 from hedgerow_server.gate.deadlines import Deadlines
 from hedgerow_server.routing.table import RouteTable
 from hedgerow_server.telemetry.request_log import LogLine, RequestLog
@@ -247,6 +249,7 @@ class RequestPath:
         deadlines: Deadlines | None = None,
         max_message_bytes: int = 1 << 20,
         clock: Callable[[], float] | None = None,
+        bounds: Bounds = DEFAULT_BOUNDS,
     ) -> RequestPath:
         """Starts one."""
         engine = Engine(runners=runners, inline_below=inline_below)
@@ -257,6 +260,7 @@ class RequestPath:
             log,
             deadlines=deadlines or Deadlines(60, 60),
             max_message_bytes=max_message_bytes,
+            admission=Admission(bounds),
             **options,
         )
         await engine.start(answerer.finish, answerer.expire)

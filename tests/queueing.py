@@ -131,9 +131,8 @@ class Station:
 
     def refusal(self, request: Request) -> Refusal | None:
         """What the door says."""
-        ahead = self.queue.length if self.max_rows == 1 else self.queue._rows // self.max_rows
-        run = self.latency.likely(min(self.max_rows, self.queue._rows + 1))
-        found = backlog(ahead, self.running, self.slots, run)
+        run = self.latency.known(self.queue.typical_rows())
+        found = backlog(self.queue.runs_ahead(), self.slots - self.running, self.slots, run)
         return self.admission.admit(self, request.of, found, request.deadline - self.now)
 
     def enter(self, request: Request) -> None:

@@ -44,7 +44,9 @@ from hedgerow_server.errors import (
 from hedgerow_server.features.binding import Binding
 from hedgerow_server.features.features import Features
 from hedgerow_server.features.join import Joined
+from hedgerow_server.gate.admission import BYTES, FEATURES, Admission
 from hedgerow_server.gate.deadlines import Deadlines
+from hedgerow_server.gate.door import Door
 from hedgerow_server.resilience.fallback import Fallback
 from hedgerow_server.resilience.fault import FaultInjection
 from hedgerow_server.resilience.hedger import Hedger
@@ -58,9 +60,8 @@ from hedgerow_server.telemetry.request_log import LogLine, RequestLog
 
 log = logging.getLogger(__name__)
 
-#: Requests that may wait for one model version; beyond that they are refused,
-#: since what waits behind so many is late anyway.
-MAX_WAITING = 4096
+#: Requests that may wait for their features; beyond that they are refused.
+MAX_JOINING = 4096
 
 #: Bytes of all messages that may wait or run at once, over all models: 4096 large ones would be
 #: more than the machine has. One message of the permitted size is always taken.
@@ -88,6 +89,7 @@ class Answerer:
         requests: gets a line for each call.
         deadlines: the time that calls get.
         max_message_bytes: larger requests are refused.
+        admission: who may join a model's queue.
         region: where this server is; other regions' attempts are told.
         clock: seconds, monotonic; the clock of the deadlines.
         nanoseconds: the clock of the measurements.
@@ -100,6 +102,7 @@ class Answerer:
         *,
         deadlines: Deadlines,
         max_message_bytes: int,
+        admission: Admission | None = None,
         region: str = "local",
         clock: Callable[[], float] = time.monotonic,
         nanoseconds: Callable[[], int] = time.perf_counter_ns,
@@ -110,6 +113,8 @@ class Answerer:
         self._max_message_bytes = max_message_bytes
         self._clock = clock
         self._nanoseconds = nanoseconds
+        self._admission = admission or Admission()
+        self._door = Door(self._admission, engine)
         self._codecs: dict[Choice, TensorCodec] = {}
         self._region = region
         self._features: Features | None = None
@@ -156,8 +161,10 @@ class Answerer:
                     codecs[choice] = self._codec(choice)
         self._codecs = codecs
         self.table = table
+        models = {choice.model for choice in codecs}
+        self._admission.follow(models)
         if self._hedger is not None:
-            self._hedger.follow({choice.model for choice in codecs})
+            self._hedger.follow(models)
 
     def _codec(self, choice: Choice) -> TensorCodec:
         model, said = choice.model, _said_of(choice)
@@ -176,7 +183,7 @@ class Answerer:
     @property
     def utilization(self) -> float:
         """How busy this server is, from 0 to 1 and above, for those who have a choice of servers."""
-        return self._engine.utilization
+        return self._admission.utilization(self._clock())
 
     # ------------------------------------------------------------ on the way in
 
@@ -255,13 +262,15 @@ class Answerer:
         model = choice.model
         if model.priorities.levels:
             call.priority = model.priorities.of(head.priority)
-        if model.queue.length >= MAX_WAITING:
-            raise Overloaded(
-                f"{model.queue.length} requests wait for model {model.name!r} already; try again later"
-            )
+        if model.in_flight >= model.limit.ample:
+            choice = self._door.enter(call, choice, head.priority, table, now)
+            if choice is not call.choice:
+                call.choice, model = choice, choice.model
+                call.codec = codec = self._codecs[choice]
         if self._held_bytes + call.size > MAX_HELD_BYTES and self._held_bytes:
             raise Overloaded(
-                f"requests of {self._held_bytes} bytes are under way on this server already; try again later"
+                f"requests of {self._held_bytes} bytes are under way on this server already; try again later",
+                reason=BYTES,
             )
 
         if codec.bound is not None:
@@ -332,8 +341,10 @@ class Answerer:
     def _join(self, call: Call, model: Model, bound: BoundCodec, request: ModelInferRequest) -> None:
         """Has features read for a call that brings ids; `joined` takes it from there."""
         assert self._features is not None
-        if len(self._joining) >= MAX_WAITING:
-            raise Overloaded(f"{len(self._joining)} requests wait for features already; try again later")
+        if len(self._joining) >= MAX_JOINING:
+            raise Overloaded(
+                f"{len(self._joining)} requests wait for features already; try again later", reason=FEATURES
+            )
         tensors = bound.callers.read(request)
         call.outputs = tensors.outputs
         self._features.joiner.add(call, bound.binding, tensors.parts, tensors.shapes)
@@ -497,6 +508,9 @@ class Answerer:
 
     def _refuse(self, call: Call, error: ServingError) -> None:
         """A call is not answered here; a backup takes it, or it fails."""
+        if isinstance(error, Overloaded) and error.reason:
+            statistics = self.unrouted if call.choice is None else call.choice.model.statistics
+            statistics.sheds[error.reason] += 1
         if self._hedger is None or not self._hedger.fail_over(call, error):
             self._fail(call, error)
 

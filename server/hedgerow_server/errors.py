@@ -87,9 +87,11 @@ class Overloaded(ServingError):
     http = 429
     elsewhere = True
 
-    def __init__(self, message: str, retry_after: float = 0.1) -> None:
+    def __init__(self, message: str, retry_after: float = 0.1, *, reason: str = "") -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        #: What the refusal counts as (gate.admission.REASONS); nothing, where it is the request's own fault.
+        self.reason = reason
 
 
 class TooLarge(Overloaded):

@@ -16,6 +16,7 @@ from fakes_engine import INLINE, THREADED, RequestPath, Route, endless, model, r
 from hedgerow_protos.open_inference_pb2 import ModelInferRequest
 from hedgerow_server.call import Call
 from hedgerow_server.engine.model import Model
+from hedgerow_server.gate.concurrency import Bounds
 from hedgerow_server.gate.deadlines import Deadlines
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -482,12 +483,9 @@ async def test_a_call_given_up_before_it_was_handed_over_is_counted_and_logged_a
     }
 
 
-async def test_a_model_with_a_full_queue_refuses_and_others_go_on(
-    start: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("hedgerow_server.answer.MAX_WAITING", 3)
+async def test_a_model_with_a_full_queue_refuses_and_others_go_on(start: Open) -> None:
     slow, quick = model("slow", "slow", max_batch_size=1, milliseconds=5), model("several", "quick")
-    path = await start(table(slow, quick), inline_below=THREADED, runners=1)
+    path = await start(table(slow, quick), inline_below=THREADED, runners=1, bounds=Bounds(1, 3))
     calls = [path.callers.call(request({"x": [[float(i)]]}, name="slow")) for i in range(6)]
     path.answerer.answer(calls[:4])
     path.answerer.answer(calls[4:])
@@ -495,8 +493,8 @@ async def test_a_model_with_a_full_queue_refuses_and_others_go_on(
     path.answerer.answer([other])
     await drained(path, slow, quick)
     codes = [path.callers.of(call).code for call in calls]
-    assert codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) >= 1
-    assert codes[0] is OK
+    assert codes == [OK] * 3 + [grpc.StatusCode.RESOURCE_EXHAUSTED] * 3
+    assert slow.statistics.sheds == {"limit": 3}
     assert path.callers.of(other).code is OK
     check_counts(path, [*calls, other], slow, quick)
 

@@ -107,9 +107,12 @@ def test_batches_are_hoped_to_go_on_as_smaller_ones_do() -> None:
 def test_twice_the_rows_are_tried_though_they_were_never_seen() -> None:
     """Who has time for one run, and a wait for one, would else never share one with anybody."""
     latency = LatencyModel(0.1)
+    assert latency.known(4) == 0.0, "the first guess is no evidence"
+    latency.observe(1, 0.1)
     assert latency.likely(2) == pytest.approx(0.1)
     assert latency.likely(4) == pytest.approx(0.2)
     assert latency.expect(4) == pytest.approx(0.4), "the event loop takes no such chance"
+    assert latency.known(4) == pytest.approx(0.1), "nobody is refused for what was never seen"
 
 
 def test_sizes_that_no_longer_occur_are_forgotten() -> None:
@@ -137,6 +140,7 @@ def test_what_is_likely_is_never_more_than_caution_expects(runs: list[tuple[int,
     for size, seconds in runs:
         run(latency, size, seconds)
     assert 0 < latency.likely(rows) <= latency.expect(rows)
+    assert 0 <= latency.known(rows) <= latency.expect(rows)
 
 
 def test_runs_that_are_fast_again_speak_for_all_sizes() -> None:

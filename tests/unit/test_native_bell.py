@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 import grpc
 import pytest
 from fakes_engine import INLINE, THREADED, RequestPath, endless, model, request, table, tensors
 from hedgerow_protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from hedgerow_server.call import Call
 from hedgerow_server.rpc import native
 from hedgerow_server.rpc.native import NativeTransport
 
@@ -139,3 +141,24 @@ async def test_a_transport_that_never_began_leaves_nothing_open(
     await transport.close()
     assert transport._bell in closed
     await path.engine.close()
+
+
+async def test_time_in_the_inbox_counts(start: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop that has had too much to do must not run what is over by now."""
+    transport, path = await start(model("several"))
+    left: list[float] = []
+    answer = path.answerer.answer
+
+    def watch(calls: Sequence[Call]) -> None:
+        left.extend(call.remaining for call in calls if call.remaining is not None)
+        answer(calls)
+
+    monkeypatch.setattr(path.answerer, "answer", watch)
+    with grpc.insecure_channel(f"127.0.0.1:{transport.port}") as channel:
+        await asyncio.to_thread(grpc.channel_ready_future(channel).result, HANG_SECONDS)
+        sent = request({"a": [[1.0, 1]], "b": [[1.0, 2]]})
+        asked = GRPCInferenceServiceStub(channel).ModelInfer.future(sent, timeout=HANG_SECONDS)
+        await asyncio.sleep(0)
+        time.sleep(0.3)  # noqa: ASYNC251  the loop is busy
+        await asyncio.to_thread(asked.result)
+    assert HANG_SECONDS - 5 < left[0] < HANG_SECONDS - 0.25

@@ -163,13 +163,13 @@ class BatchQueue(Generic[W]):
         if self._prioritized and length:
             ahead = sum([bisect_right(line, priority, key=_priority) for line in self._lines.values()])
             rows, lines, length = rows * ahead // length, min(lines, ahead), ahead
-        return length if self._max_rows == 1 else max(rows // self._max_rows, lines - 1, 0)
+        # A request is never in more than one.
+        return length if self._max_rows == 1 else min(length, max(rows // self._max_rows, lines - 1))
 
     def typical_rows(self) -> int:
         """About how many rows the runs have while so many requests wait as now."""
-        if self._max_rows == 1:
-            return max(1, self._rows // self.length) if self.length else 1
-        return min(self._rows + 1, self._max_rows)
+        each = self._rows // self.length if self.length else 1
+        return max(1, each, min(self._rows + 1, self._max_rows))
 
     def next_rows(self, now: float = 0.0) -> int:
         """Rows of the next batch, or some more: requests in it may have ended, or be of several kinds."""

@@ -97,6 +97,20 @@ class LatencyModel:
         a_row = max(0.0, high - low) / ((1 << more) - (1 << less))
         return min(cautious, high + a_row * (rows - (1 << more)))
 
+    def known(self, rows: int) -> float:
+        """Seconds that a run of `rows` rows takes at least: as long as that size, or the next smaller seen.
+
+        For refusing requests, which takes evidence: a size that was never seen may be as fast, and
+        before the first run nothing is known. 0 then.
+        """
+        averages = self._averages
+        size = (rows - 1).bit_length() if rows > 1 else 0
+        for i in range(min(size, len(averages) - 1), -1, -1):
+            average = averages[i]
+            if average is not None and (i or self._young < self.FIRST_RUNS):
+                return average
+        return 0.0
+
     def ran(self, rows: int, seconds: float) -> None:
         """Takes note of a run before it is learned from, to notice when what was learned is of the past.
 

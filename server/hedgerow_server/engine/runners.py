@@ -18,6 +18,7 @@ import onnxruntime as ort
 from hedgerow_server.engine.buffers import BoundRuns
 from hedgerow_server.engine.model import Model
 from hedgerow_server.engine.work import Ran, Work, assemble
+from hedgerow_server.gate.admission import Backlog, backlog
 
 log = logging.getLogger(__name__)
 
@@ -88,11 +89,6 @@ class Engine:
         await self._loop.run_in_executor(self._threads, _nothing)
         return time.perf_counter() - began
 
-    @property
-    def utilization(self) -> float:
-        """Share of the runners that are busy; 1 where requests wait for one."""
-        return 1.0 if self._hungry else self._busy / self._runners
-
     def run_waiting(self, model: Model) -> None:
         """Runs what waits for `model`, as far as runners are free."""
         queue = model.queue
@@ -108,19 +104,44 @@ class Engine:
                 self._hungry[model] = None
                 self._watch()
                 return
-            batch, expired = queue.take(now, expected, expect)
+            batch, expired = queue.take(now, expected, model.latency.likely)
             for work in expired:
-                self._expire(work)
+                self._drop(model, work, now)
             if batch:
+                if model.limit.threaded is inline:
+                    model.limit.move(threaded=not inline)
                 if inline:
                     self._conclude(model, execute(model, batch, None))
                 else:
+                    _sample(model, batch, now, expected)
                     self._start_run(model, batch)
             if queue.length:
                 now = time.monotonic()
                 if now > began + INLINE_TURN_SECONDS:
+                    if batch and inline:
+                        _sample(model, batch, now, expected)
                     self._defer(model, 0.0)
                     return
+        limit = model.limit
+        if limit.is_open and not limit.threaded:
+            limit.emptied()
+
+    def _drop(self, model: Model, work: Work, now: float) -> None:
+        """A request ran out of time while it waited: where that goes on, nothing runs or too much waits."""
+        waited = now - work.queued_ns * 1e-9
+        model.limit.sample(now, waited, model.latency.likely(work.rows), waited, 0, model.in_flight)
+        self._expire(work)
+
+    def backlog(self, model: Model, priority: int) -> Backlog:
+        """What a request of this priority would find before it."""
+        queue = model.queue
+        run = model.latency.known(queue.typical_rows())
+        if not model.limit.threaded:
+            return backlog(queue.runs_ahead(priority), 1, 1, run)
+        # Models that wait for runners take turns.
+        slots = self._runners / max(1, len(self._hungry) + (model not in self._hungry))
+        free = min(slots - model.running, self._runners - self._busy)
+        return backlog(queue.runs_ahead(priority), free, max(1.0, slots), run)
 
     def _defer(self, model: Model, until: float) -> None:
         """Comes back to a model at a time on the loop's clock; in its next turn if that has passed."""
@@ -167,6 +188,9 @@ class Engine:
             run.timer.cancel()
         self._runs.discard(run)
         self._busy -= 1
+        for _, ran in result:
+            if isinstance(ran, Ran):
+                run.model.latency.ran(ran.rows, ran.run_ns * 1e-9)
         self._conclude(run.model, result)
         run.model.end_run()
         # Whoever waited longest gets the runner.
@@ -211,7 +235,7 @@ class Engine:
         now = time.monotonic()
         for model in list(self._hungry):
             for work in model.queue.expire(now):
-                self._expire(work)
+                self._drop(model, work, now)
             if not len(model.queue):
                 del self._hungry[model]
         if self._hungry:
@@ -298,6 +322,13 @@ def _execute_once(
     except Exception as error:  # noqa: BLE001  ONNX Runtime's errors share no base class but Exception
         return error
     return Ran(outputs, rows, assembled - began, ended - assembled)
+
+
+def _sample(model: Model, batch: Sequence[Work], now: float, expected: float) -> None:
+    """Tells the model's limit of a run that begins: the last of a batch has waited least."""
+    last = batch[-1]
+    queued = last.queued_ns * 1e-9
+    model.limit.sample(now, now - queued, expected, last.deadline - queued, len(batch), model.in_flight)
 
 
 def _nothing() -> None:

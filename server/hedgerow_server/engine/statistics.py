@@ -54,6 +54,10 @@ class VersionStatistics:
     #: Runs by number of rows, above EXACT_ROWS rounded up:
     #: rows -> [runs, input_ns, run_ns, output_ns, rows in all].
     batches: dict[int, list[int]] = field(default_factory=dict)
+    #: Requests refused because there was too much to do, by reason (gate.admission.REASONS).
+    sheds: Counter[str] = field(default_factory=Counter)
+    #: Requests that the economy variant got in this one's place, because of that.
+    moved_to_economy: int = 0
     #: Wall clock of the last run in milliseconds since the epoch.
     last_inference_ms: int = 0
     #: Requests that its model answered, by the variant as which it was chosen.

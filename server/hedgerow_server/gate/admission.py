@@ -112,17 +112,17 @@ class Backlog:
     run: float
 
 
-def backlog(runs_ahead: int, running: int, slots: float, run: float) -> Backlog:
+def backlog(runs_ahead: int, free: float, slots: float, run: float) -> Backlog:
     """Reckons what a request finds before it.
 
     Args:
         runs_ahead: that what waits before it fills.
-        running: of the model under way.
+        free: runs that can begin now.
         slots: runs of the model that go on at once.
         run: seconds that one takes.
     """
     # In the time of a run one ends in each slot; perhaps all at the end of it.
-    behind = runs_ahead + 1 - max(0.0, slots - running)
+    behind = runs_ahead + 1 - max(0.0, free)
     return Backlog(math.ceil(max(0.0, behind) / slots) * run, run)
 
 

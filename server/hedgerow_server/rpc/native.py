@@ -75,7 +75,8 @@ class NativeTransport:
         )
         self._front.set_fallback(fallback)
         self._calls: dict[int, Call] = {}
-        self._inbox: deque[list[DetailedEvent]] = deque()
+        # Events, and when they were received (perf_counter_ns).
+        self._inbox: deque[tuple[int, list[DetailedEvent]]] = deque()
         # Wakes the loop. Python gives the GIL back while it writes to it, so the loop begins at
         # once; call_soon_threadsafe keeps the GIL, and the loop would wake only to wait for it.
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -102,7 +103,7 @@ class NativeTransport:
     def _receive(self) -> None:
         front, inbox = self._front, self._inbox
         while (events := front.recv_batch_details(BATCH)) is not None:
-            inbox.append(events)
+            inbox.append((time.perf_counter_ns(), events))
             if not self._rung:
                 self._rung = True
                 os.eventfd_write(self._bell, 1)
@@ -112,12 +113,16 @@ class NativeTransport:
                     self._room.wait()
 
     def _take(self) -> None:
-        received = time.perf_counter_ns()
+        now = time.perf_counter_ns()
         inbox, calls = self._inbox, self._calls
         arrived: list[Call] = []
         cancelled: list[Call] = []
         while inbox and len(arrived) < TURN:
-            for kind, token, _, payload, _, details in inbox.popleft():
+            received, events = inbox.popleft()
+            # The front says what was left of a call's time when it handed the call over; here it may
+            # have waited until the loop had time.
+            waited = (now - received) * 1e-9
+            for kind, token, _, payload, _, details in events:
                 if kind == EVENT_CANCEL:
                     gone = calls.pop(token, None)
                     if gone is not None:
@@ -126,7 +131,10 @@ class NativeTransport:
                 # Every call has both: call_details is on.
                 assert payload is not None
                 assert details is not None
-                call = Call(payload, details[0], details[2], self, token, received)
+                metadata, _, remaining = details
+                if remaining is not None:
+                    remaining -= waited
+                call = Call(payload, metadata, remaining, self, token, received)
                 calls[token] = call
                 arrived.append(call)
         if not self._room.is_set():
