@@ -29,6 +29,9 @@ from hedgerow_server.errors import ServingError
 from hedgerow_server.features.cache import RedisCache
 from hedgerow_server.features.features import Features
 from hedgerow_server.features.store import PostgresStore
+from hedgerow_server.gate.admission import Admission
+from hedgerow_server.gate.busy import Busy, processors_of_each
+from hedgerow_server.gate.concurrency import Bounds
 from hedgerow_server.gate.deadlines import Deadlines
 from hedgerow_server.resilience.backup import Backup
 from hedgerow_server.resilience.fault import FaultInjection
@@ -98,6 +101,7 @@ async def serve(settings: Settings, worker: int, link: WorkerLink) -> None:
         requests,
         deadlines=Deadlines(settings.deadline.default_seconds, settings.deadline.maximum_seconds),
         max_message_bytes=server.max_message_bytes,
+        admission=_admission(settings),
         region=server.region,
     )
     features = _features(settings, answerer)
@@ -175,6 +179,15 @@ async def serve(settings: Settings, worker: int, link: WorkerLink) -> None:
         except (ServingError, OSError, RuntimeError) as error:
             # The model is refused, or a port cannot be bound.
             link.failed(str(error))
+
+
+def _admission(settings: Settings) -> Admission:
+    """Bounds what each model has under way; knows how busy this worker is."""
+    wanted = settings.admission
+    return Admission(
+        Bounds(wanted.min_limit, wanted.max_limit, adaptive=wanted.adaptive),
+        Busy(processors_of_each(settings.server.workers)),
+    )
 
 
 def _features(settings: Settings, answerer: Answerer) -> Features:

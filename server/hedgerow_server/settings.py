@@ -135,6 +135,21 @@ class Deadline(Section):
         return self
 
 
+class Admission(Section):
+    """[admission]: requests of one model version that each worker takes at once."""
+
+    #: Whether the limit follows how long requests wait for a run; if not, it is max_limit.
+    adaptive: bool = True
+    min_limit: int = Field(default=4, ge=1, le=65_536)
+    max_limit: int = Field(default=4096, ge=1, le=65_536)
+
+    @model_validator(mode="after")
+    def _is_ordered(self) -> Self:
+        if self.min_limit > self.max_limit:
+            raise ValueError(f"min_limit {self.min_limit} is above max_limit {self.max_limit}")
+        return self
+
+
 class Features(Section):
     """[features]: where models' features come from, and how long anybody waits for them."""
 
@@ -219,6 +234,7 @@ class Settings(ProcessSettings):
     tls: Tls = Tls()
     engine: Engine = Engine()
     deadline: Deadline = Deadline()
+    admission: Admission = Admission()
     features: Features = Features()
     hedge: Hedge = Hedge()
     fault: Fault = Fault()

@@ -7,7 +7,9 @@ from itertools import pairwise
 
 import pytest
 from hedgerow_server.engine.statistics import LATENCY_BOUNDS, VersionStatistics
+from hedgerow_server.gate.admission import REASONS
 from hedgerow_server.telemetry import metrics, page
+from hedgerow_server.telemetry.overload_metrics import Limit, OverloadSums
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
@@ -170,3 +172,22 @@ def test_routes_are_those_of_the_newest_snapshot():
 def test_strange_label_values_cannot_break_the_page():
     found = samples({"0": dumped(('a"b\\c\n', "1", counted(1000)))})
     assert value(found, "requests_total", model='a"b\\c\n', version="1", code="OK") == 1
+
+
+def test_what_was_refused_is_told_by_model_and_reason_and_outlives_its_worker():
+    """All reasons are there from the start, so that a rate sees the first refusal."""
+    first, second = counted(), counted()
+    first.sheds.update({"limit": 3, "hedge": 1})
+    first.moved_to_economy = 2
+    second.sheds["limit"] = 4
+    full = OverloadSums([Limit("m", "1", 30), Limit("m", "2", 4096)], utilization=1.25)
+    found = samples(
+        {"0": dumped(("m", "1", first), ("m", "2", second), overload=full), "1": dumped(overload=full)},
+        ended={"0": dumped(("m", "1", first))},
+    )
+    assert value(found, "sheds_total", model="m", reason="limit") == 10
+    assert value(found, "sheds_total", model="m", reason="hedge") == 2
+    assert {value(found, "sheds_total", model="m", reason=reason) for reason in REASONS} == {10, 2, 0}
+    assert value(found, "moved_to_economy_total", model="m", version="1") == 4
+    assert value(found, "concurrency_limit", model="m", version="1") == 60
+    assert value(found, "utilization", worker="1") == 1.25

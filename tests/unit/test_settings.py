@@ -172,3 +172,12 @@ def test_a_hedge_after_the_deadline_is_refused_where_there_are_backups():
     assert load(Settings, flags=late).hedge.backups == ()
     soon = {"hedge.after_ms": 1999, "deadline.default_seconds": 2, "hedge.backups": "west:8001"}
     assert load(Settings, flags=soon).hedge.after_ms == 1999
+
+
+def test_the_limits_of_admission_fit_together():
+    assert "min_limit 10 is above max_limit 5" in refusal(
+        {"admission.min_limit": 10, "admission.max_limit": 5}
+    )
+    fixed = {"admission.adaptive": False, "admission.max_limit": 5, "admission.min_limit": 5}
+    assert load(Settings, flags=fixed).admission.max_limit == 5
+    assert "admission.max_limit" in refusal({"admission.max_limit": 0, "admission.min_limit": 1})

@@ -11,6 +11,7 @@ from hedgerow_server.routing.table import RouteTable
 from hedgerow_server.telemetry import metrics
 from hedgerow_server.telemetry.feature_metrics import FeatureSums, dependency_sums, view_sums
 from hedgerow_server.telemetry.hedge_metrics import breaker_sums, hedge_sums
+from hedgerow_server.telemetry.overload_metrics import overload_sums
 from hedgerow_server.telemetry.request_log import RequestLog
 
 
@@ -72,6 +73,7 @@ class Gatherer:
                 *(breaker_sums(breaker) for breaker in (self._hedger.breakers if self._hedger else ())),
                 *(breaker_sums(model.breaker) for model in models),
             ],
+            overload=overload_sums(models, self._answerer.utilization),
         )
 
     def _feature_sums(self) -> FeatureSums:

@@ -22,6 +22,7 @@ from hedgerow_server.engine.costs import Spent
 from hedgerow_server.engine.statistics import LATENCY_BOUNDS, VersionStatistics
 from hedgerow_server.telemetry.feature_metrics import FeatureSums
 from hedgerow_server.telemetry.hedge_metrics import BreakerSums, HedgeSums, add_breakers
+from hedgerow_server.telemetry.overload_metrics import OverloadSums, Shed
 
 #: The model label of requests that named no loaded model.
 UNKNOWN_MODEL = "unknown"
@@ -56,6 +57,7 @@ class VersionSums(msgspec.Struct):
     rule_failures: dict[str, int] = {}
     batch_buckets: list[int] = msgspec.field(default_factory=lambda: [0] * (len(BATCH_BOUNDS) + 1))
     variants: dict[str, Spent] = {}
+    shed: Shed = msgspec.field(default_factory=Shed)
 
     def add(self, other: VersionSums) -> None:
         """Adds another worker's, or an earlier worker's, sums of the same version."""
@@ -78,6 +80,7 @@ class VersionSums(msgspec.Struct):
         self.batch_buckets = _add(self.batch_buckets, other.batch_buckets)
         for variant, spent in other.variants.items():
             self.variants[variant] = self.variants.get(variant, Spent()) + spent
+        self.shed.add(other.shed)
 
 
 class RouteWeight(msgspec.Struct, frozen=True):
@@ -120,6 +123,7 @@ class Dump(msgspec.Struct):
     features: FeatureSums = msgspec.field(default_factory=FeatureSums)
     hedging: HedgeSums = msgspec.field(default_factory=HedgeSums)
     breakers: list[BreakerSums] = []
+    overload: OverloadSums = msgspec.field(default_factory=OverloadSums)
     process: Process = msgspec.field(default_factory=Process)
 
     def add_counters(self, other: Dump) -> None:
@@ -185,6 +189,7 @@ def dump(
     features: FeatureSums | None = None,
     hedging: HedgeSums | None = None,
     breakers: Sequence[BreakerSums] = (),
+    overload: OverloadSums | None = None,
 ) -> bytes:
     """A worker's metrics, for `WorkerLink.answer_metrics`.
 
@@ -203,6 +208,7 @@ def dump(
         features: Of what models are bound to.
         hedging: Of attempts at backups.
         breakers: All that there are.
+        overload: How full the worker is.
     """
     found = Dump(
         swaps=swaps,
@@ -216,6 +222,7 @@ def dump(
         features=features or FeatureSums(),
         hedging=hedging or HedgeSums(),
         breakers=list(breakers),
+        overload=overload or OverloadSums(),
     )
     found.add_counters(
         Dump(versions=[*retired.sums(), *(sums_of(model, version, s) for model, version, s in versions)])
@@ -250,6 +257,7 @@ def sums_of(model: str, version: str, statistics: VersionStatistics) -> VersionS
         rule_failures=dict(statistics.rules.failed),
         batch_buckets=batches,
         variants={variant: tally.spent() for variant, tally in statistics.variants.items()},
+        shed=Shed(dict(statistics.sheds), statistics.moved_to_economy),
     )
 
 

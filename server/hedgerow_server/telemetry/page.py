@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from hedgerow_server.telemetry import cost_metrics, feature_metrics, hedge_metrics
+from hedgerow_server.telemetry import cost_metrics, feature_metrics, hedge_metrics, overload_metrics
 from hedgerow_server.telemetry.families import counter, cumulative, gauge
 from hedgerow_server.telemetry.metrics import BATCH_BOUNDS, REQUEST_BOUNDS, Dump, Process
 
@@ -79,6 +79,10 @@ class _Page(Collector):
         yield from _requests(total)
         yield from cost_metrics.families(total.versions)
         yield from _gauges(self._live)
+        yield from overload_metrics.families(
+            [(sums.model, sums.version, sums.shed) for sums in total.versions],
+            {worker: dump.overload for worker, dump in self._live.items()},
+        )
         yield from feature_metrics.families(total.features)
         yield from hedge_metrics.families(
             total.hedging, {worker: dump.hedging for worker, dump in self._live.items()}
