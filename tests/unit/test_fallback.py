@@ -14,6 +14,7 @@ from fakes_engine import THREADED, RequestPath, endless, model, request, table
 from hedgerow_protos import serving_spec
 from hedgerow_protos.hedging import ATTEMPT
 from hedgerow_server.engine.model import Model
+from hedgerow_server.errors import Internal
 from hedgerow_server.gate.deadlines import Deadlines
 from hedgerow_server.resilience.rules import Rules
 
@@ -175,3 +176,22 @@ async def test_no_timer_is_left_of_calls_that_ended(start: Open) -> None:
         await path.answerer.idle()
     assert not path.answerer._fallback.is_busy
     assert [path.callers.of(call).code for call in calls[1:]] == [OK, OK]
+
+
+async def test_a_call_that_fails_while_rules_are_at_work_on_it_is_told_when_they_fail_too(
+    start: Open,
+) -> None:
+    """They began since its time was nearly up, when there was no error yet to tell if they cannot answer."""
+    version = with_rules(endless(max_batch_size=1000))
+    version.serving.fallback.rules[1].outputs["y"] = "double(1 / int(x))"
+    version.rules = Rules.compile(version.serving, version.signature)
+    assert version.rules is not None
+    path = await start(table(version), inline_below=THREADED)
+    call = path.callers.call(request({"x": [[0.0]] * (3 * version.rules.turn_rows)}))
+    path.answerer.answer([call])
+    path.answerer._fallback._time_is_nearly_up(call)
+    path.answerer._refuse(call, Internal("the run failed"))
+    async with asyncio.timeout(20):
+        await path.answerer.idle()
+    assert path.callers.of(call).code is INTERNAL
+    path.engine.stop_unwanted_runs()

@@ -45,6 +45,8 @@ class Fallback:
         self._clock = clock
         self._timers: dict[Call, asyncio.TimerHandle] = {}
         self._jobs: dict[Call, asyncio.Task[Answered | Unanswered]] = {}
+        # What these calls hear if their rules cannot answer; one that is still run has no error yet.
+        self._errors: dict[Call, ServingError] = {}
 
     def __repr__(self) -> str:
         return f"<Fallback {len(self._timers)} timers, {len(self._jobs)} jobs>"
@@ -84,8 +86,12 @@ class Fallback:
     def _answer(self, call: Call, error: ServingError | None) -> bool:
         """Lets the rules answer; what they cannot ends with the error, or without one goes on as it was."""
         rules = _rules_for(call)
-        if rules is None or call in self._jobs or not _has_tensors(call):
-            return call in self._jobs
+        if call in self._jobs:
+            if error is not None:
+                self._errors[call] = error
+            return True
+        if rules is None or not _has_tensors(call):
+            return False
         if call.rows <= rules.turn_rows:
             return self._end(call, rules.answer(call.parts, call.shapes, call.outputs))
         if len(self._jobs) >= MOST_JOBS:
@@ -94,13 +100,14 @@ class Fallback:
             rules.answer_in_turns(call.parts, call.shapes, call.outputs)
         )
         self._jobs[call] = job
-        job.add_done_callback(partial(self._end_job, call, error))
+        if error is not None:
+            self._errors[call] = error
+        job.add_done_callback(partial(self._end_job, call))
         return True
 
-    def _end_job(
-        self, call: Call, error: ServingError | None, job: asyncio.Task[Answered | Unanswered]
-    ) -> None:
+    def _end_job(self, call: Call, job: asyncio.Task[Answered | Unanswered]) -> None:
         self._jobs.pop(call, None)
+        error = self._errors.pop(call, None)
         if job.cancelled() or call.ended:
             return
         if not self._end(call, job.result()) and error is not None:
@@ -124,6 +131,7 @@ class Fallback:
         timer = self._timers.pop(call, None)
         if timer is not None:
             timer.cancel()
+        self._errors.pop(call, None)
         job = self._jobs.pop(call, None)
         if job is not None:
             job.cancel()
