@@ -12,9 +12,10 @@ import grpc
 import looptime
 import numpy as np
 from fakes_engine import Callers, KeptLog, Reply, model, request, table
+from hedgerow_protos import serving_spec
 from hedgerow_protos.breaker import Breaker
 from hedgerow_protos.hedgerow_control_pb2 import HedgeMode, ServingSpec
-from hedgerow_protos.hedging import ATTEMPT, HEDGE, PREVIOUS_ATTEMPTS, REGION, Budget
+from hedgerow_protos.hedging import ATTEMPT, FAILOVER, HEDGE, PREVIOUS_ATTEMPTS, REGION, Budget
 from hedgerow_protos.open_inference_pb2 import ModelInferRequest, ModelInferResponse, ServerReadyResponse
 from hedgerow_server.answer import Answerer
 from hedgerow_server.call import Call, Metadata
@@ -23,9 +24,10 @@ from hedgerow_server.engine.work import Ran, Work
 from hedgerow_server.gate.deadlines import Deadlines
 from hedgerow_server.resilience.backup import Backup
 from hedgerow_server.resilience.hedger import Hedger
+from hedgerow_server.resilience.rules import Rules
 
-#: What the model answers here, and at a backup.
-HERE, THERE = 1.0, 2.0
+#: What the model answers here, and at a backup, and what its rules say where they can.
+HERE, THERE, RULED = 1.0, 2.0, 3.0
 NEVER = float("inf")
 #: Seconds until a hedge.
 AFTER = 0.03
@@ -226,9 +228,9 @@ def answer_of(asked: ModelInferRequest, value: float, *, version: str = "1") -> 
     return reply.SerializeToString()
 
 
-def ask(name: str = "m", *, rows: int = 1, **options: Any) -> ModelInferRequest:
+def ask(name: str = "m", *, rows: int = 1, value: float = 0.0, **options: Any) -> ModelInferRequest:
     """A request to the zoo's `constant`."""
-    return request({"x": np.zeros((rows, 4), np.float32)}, name=name, **options)
+    return request({"x": np.full((rows, 4), value, np.float32)}, name=name, **options)
 
 
 def served(name: str = "m", version: str = "1", **hedging: Any) -> Model:
@@ -240,6 +242,15 @@ def served(name: str = "m", version: str = "1", **hedging: Any) -> Model:
     for key, value in hedging.items():
         setattr(made.serving.hedging, key, value)
     made.breaker = Breaker(f"{name}@{version}", QUARANTINE, asyncio.get_running_loop().time)
+    return made
+
+
+def ruled(name: str = "m") -> Model:
+    """The same, with a rule that answers `RULED` for a value of 1, and fails for one of 0."""
+    made = served(name)
+    text = f'fallback: {{rules: [{{name: only, outputs: {{y: "double({RULED:.0f} / int(x[0]))"}}}}]}}'
+    made.serving.MergeFrom(serving_spec.parse(text, source="serving.yaml"))
+    made.rules = Rules.compile(made.serving, made.signature)
     return made
 
 
@@ -356,6 +367,7 @@ class World:
         assert answerer._held_bytes == 0
         assert not answerer._delayed
         assert not answerer._joining
+        assert not answerer._fallback.is_busy
         assert not hedger._attempts
         assert not hedger._failed_here
         assert hedger._bytes == 0
@@ -392,7 +404,8 @@ class World:
             if not reply.payload:
                 continue
             said = reply.response.parameters["hedgerow_outcome"].string_param
-            assert set(reply.tensors["y"].ravel().tolist()) == {THERE if said else HERE}
+            value = {"": HERE, HEDGE: THERE, FAILOVER: THERE, "fallback": RULED}[said]
+            assert set(reply.tensors["y"].ravel().tolist()) == {value}
 
     def _check_counts(self) -> None:
         self.budget.check()

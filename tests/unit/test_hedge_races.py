@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import grpc
 import hedging_world
+import pytest
 from hedgerow_protos.hedging import LOAD, PUSHBACK
 from hedgerow_server.call import Call
 from hedgerow_server.resilience.fault import FaultInjection
-from hedging_world import FOREIGN, LATE, NEVER, Ends, World, ask, served
+from hedging_world import FOREIGN, LATE, NEVER, Ends, World, ask, ruled, served
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,7 +26,13 @@ ASKED = {
     "elsewhere": lambda: ask("elsewhere"),  # not loaded here
     "version": lambda: ask("m", version="7"),
     "wrong": lambda: ask("m", outputs=["nothing"]),
+    "ruled": lambda: ask("ruled", value=1.0),
+    "unruly": lambda: ask("ruled", value=0.0),  # the rule fails
+    "many": lambda: ask("ruled", value=1.0, rows=MANY),  # so many that it takes several turns of the loop
+    "unruly many": lambda: ask("ruled", value=0.0, rows=MANY),
 }
+#: Rows of which rules answer a part in each turn.
+MANY = 240
 #: Moments that make ties and near misses: the delay is 30 ms, run timers add 2.
 MOMENTS = (0.0, 0.001, 0.01, 0.029, 0.03, 0.031, 0.04, 0.05, 0.06, 0.09, NEVER)
 
@@ -72,7 +79,7 @@ there = st.builds(
 asks = st.builds(
     Ask,
     at=moments.map(lambda at: min(at, 0.1)),
-    kind=st.sampled_from([*["m"] * 12, *ASKED]),
+    kind=st.sampled_from([*["m"] * 14, *["ruled"] * 3, *ASKED]),
     here=here,
     remaining=st.sampled_from([0.005, 0.03, 0.032, 0.05, *[0.1] * 5, *[1.0] * 5]),
     leaves=rarely,
@@ -90,7 +97,7 @@ schedules = st.builds(
     share=st.sampled_from([0.02, 1.0]),
     drains=rarely,
     probes=st.booleans(),
-    faults=st.sampled_from([False] * 5 + [True]),
+    faults=st.booleans(),
     seed=st.integers(0, 3),
 )  # fmt: skip
 
@@ -107,6 +114,7 @@ async def _play(schedule: Schedule) -> World:
         served("same", versions=2),
         served("alone", mode="disabled"),
         served("adaptive", mode="adaptive"),
+        ruled("ruled"),
         backups=len(schedule.regions),
         burst=schedule.burst,
         share=schedule.share,
@@ -170,7 +178,10 @@ async def _play(schedule: Schedule) -> World:
         if not schedule.faults:
             assert took <= plan.remaining + LATE, "told after its time"
         # Backups make no answer later or worse than the one here.
-        is_served = plan.kind in {"m", "same", "alone", "adaptive"} and not any(
+        if plan.kind in {"ruled", "many"} and not (drained or plan.foreign or schedule.faults):
+            assert reply.code is grpc.StatusCode.OK, "rules answer what nobody else does"
+            assert took <= plan.remaining
+        is_served = plan.kind not in {"elsewhere", "version", "wrong"} and not any(
             each.breaker.trips for each in world.models
         )
         answers = plan.here.how == "answer" and plan.here.after < plan.remaining
@@ -190,8 +201,17 @@ def _check_status(plan: Ask, code: grpc.StatusCode, *, drained: bool) -> None:
         assert code in STATUSES
 
 
-@settings(max_examples=2000, deadline=None)
+@pytest.mark.timeout(600)
+@settings(max_examples=1500, deadline=None)
 @given(schedule=schedules)
 def test_every_call_has_one_outcome_and_leaves_nothing(schedule: Schedule) -> None:
     """Thousands of schedules: answers, failures and silence here and there, callers that leave, drains."""
-    play(schedule)
+    play(replace(schedule, faults=False))
+
+
+@pytest.mark.timeout(600)
+@settings(max_examples=700, deadline=None)
+@given(schedule=schedules)
+def test_nor_do_they_where_faults_are_made_on_purpose(schedule: Schedule) -> None:
+    """Calls that are held up or fail before the model gets them."""
+    play(replace(schedule, faults=True))
