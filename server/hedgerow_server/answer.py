@@ -27,7 +27,6 @@ from hedgerow_protos.open_inference_pb2 import ModelInferRequest
 from hedgerow_server.call import Call, read_trace
 from hedgerow_server.engine.model import Model
 from hedgerow_server.engine.runners import Engine
-from hedgerow_server.engine.signature import TensorSpec
 from hedgerow_server.engine.statistics import VersionStatistics
 from hedgerow_server.engine.work import Ran, Work
 from hedgerow_server.errors import (
@@ -41,7 +40,6 @@ from hedgerow_server.errors import (
     Unavailable,
     defect,
 )
-from hedgerow_server.features.binding import Binding
 from hedgerow_server.features.features import Features
 from hedgerow_server.features.join import Joined
 from hedgerow_server.gate.admission import BYTES, FEATURES, Admission
@@ -51,9 +49,10 @@ from hedgerow_server.resilience.fallback import Fallback
 from hedgerow_server.resilience.fault import FaultInjection
 from hedgerow_server.resilience.hedger import Hedger
 from hedgerow_server.resilience.rules import Answered
-from hedgerow_server.routing.table import Choice, RouteTable
+from hedgerow_server.routing.table import RouteTable
 from hedgerow_server.rpc import pushback
-from hedgerow_server.rpc.codec import BoundCodec, TensorCodec
+from hedgerow_server.rpc.codec import BoundCodec
+from hedgerow_server.rpc.codecs import Codecs
 from hedgerow_server.rpc.heads import Heads
 from hedgerow_server.rpc.replies import Encoded
 from hedgerow_server.telemetry.request_log import LogLine, RequestLog
@@ -115,7 +114,8 @@ class Answerer:
         self._nanoseconds = nanoseconds
         self._admission = admission or Admission()
         self._door = Door(self._admission, engine)
-        self._codecs: dict[Choice, TensorCodec] = {}
+        #: Reads requests and writes replies for what can be chosen.
+        self.codecs = Codecs()
         self._region = region
         self._features: Features | None = None
         self._hedger: Hedger | None = None
@@ -142,6 +142,7 @@ class Answerer:
     def join_with(self, features: Features) -> None:
         """Fills bound inputs by `features`, whose `done` is `joined`."""
         self._features = features
+        self.codecs.views = features.views
 
     def hedge_with(self, hedger: Hedger) -> None:
         """Tries slow and failed requests elsewhere."""
@@ -154,31 +155,12 @@ class Answerer:
 
     def use(self, table: RouteTable) -> None:
         """Routes every call that arrives from now on by `table`."""
-        codecs: dict[Choice, TensorCodec] = {}
-        for routes in table.models.values():
-            for choice in routes.choices():
-                if choice not in codecs:
-                    codecs[choice] = self._codec(choice)
-        self._codecs = codecs
+        self.codecs.use(table)
         self.table = table
-        models = {choice.model for choice in codecs}
+        models = self.codecs.models
         self._admission.follow(models)
         if self._hedger is not None:
             self._hedger.follow(models)
-
-    def _codec(self, choice: Choice) -> TensorCodec:
-        model, said = choice.model, _said_of(choice)
-        codec = TensorCodec(model, said)
-        if self._features is not None and model.serving.features.inputs:
-            binding = Binding(model.serving.features, model.signature, self._features.views.find)
-            codec.bound = BoundCodec(model, said, binding)
-        return codec
-
-    def inputs(self, choice: Choice) -> tuple[TensorSpec, ...]:
-        """What callers of a version send; where inputs are bound to features, ids in their place."""
-        codec = self._codecs.get(choice)
-        bound = codec.bound if codec is not None else None
-        return choice.model.signature.inputs if bound is None else bound.binding.callers
 
     @property
     def utilization(self) -> float:
@@ -258,7 +240,7 @@ class Answerer:
 
         choice = table.choose(head.model_name, head.model_version, trace.caller, trace.request_id)
         call.choice = choice
-        call.codec = codec = self._codecs[choice]
+        call.codec = codec = self.codecs[choice]
         model = choice.model
         if model.priorities.levels:
             call.priority = model.priorities.of(head.priority)
@@ -266,7 +248,7 @@ class Answerer:
             choice = self._door.enter(call, choice, head.priority, table, now)
             if choice is not call.choice:
                 call.choice, model = choice, choice.model
-                call.codec = codec = self._codecs[choice]
+                call.codec = codec = self.codecs[choice]
         if self._held_bytes + call.size > MAX_HELD_BYTES and self._held_bytes:
             raise Overloaded(
                 f"requests of {self._held_bytes} bytes are under way on this server already; try again later",
@@ -620,8 +602,3 @@ class Answerer:
             if self._idle is None:
                 self._idle = asyncio.Event()
             await self._idle.wait()
-
-
-def _said_of(choice: Choice) -> dict[str, str]:
-    """What a reply must say of how it came about; nothing in the plain case."""
-    return {"hedgerow_variant": choice.variant} if choice.variant in {"challenger", "economy"} else {}

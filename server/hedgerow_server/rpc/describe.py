@@ -98,7 +98,7 @@ class DescribeHandlers:
             name=model.name,
             versions=list(routes.versions),
             platform=PLATFORM,
-            inputs=[_metadata(spec, _input_shape(spec)) for spec in self._answerer.inputs(choice)],
+            inputs=[_metadata(spec, _input_shape(spec)) for spec in self._answerer.codecs.inputs(choice)],
             outputs=[_metadata(spec, spec.shape) for spec in model.signature.outputs],
         )
 
@@ -119,7 +119,7 @@ class DescribeHandlers:
             max_batch_size=signature.max_batch_size,
             input=[
                 oip.ModelInput(name=spec.name, data_type=_triton(spec), dims=_input_shape(spec)[skip:])
-                for spec in self._answerer.inputs(choice)
+                for spec in self._answerer.codecs.inputs(choice)
             ],
             output=[
                 oip.ModelOutput(name=spec.name, data_type=_triton(spec), dims=spec.shape[skip:])
