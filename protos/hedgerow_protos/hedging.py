@@ -19,6 +19,9 @@ from collections.abc import Callable, Sequence
 #: Request metadata of every attempt but the first (gRFC A6): how many came before. Who gets it makes no
 #: further attempts, so hedges do not cascade.
 PREVIOUS_ATTEMPTS = "grpc-previous-rpc-attempts"
+#: The same under a name of our own. gRPC's C core and the native transport keep their own `grpc-` names from
+#: the server's code, so this is what a server goes by.
+OWN_PREVIOUS_ATTEMPTS = "hedgerow-previous-attempts"
 #: Trailing metadata of a refusal (gRFC A6): milliseconds until the next attempt; negative: never.
 PUSHBACK = "grpc-retry-pushback-ms"
 #: The same where a transport does not let a server use gRPC's own name.
@@ -267,8 +270,13 @@ def read_pushback(value: str | bytes | None) -> float | None:
     return math.inf if milliseconds < 0 else min(milliseconds / 1000, LONGEST_PUSHBACK)
 
 
+def write_previous_attempts(count: int) -> tuple[tuple[str, str], ...]:
+    """The request metadata that says how many attempts came before; nothing for the first."""
+    return ((PREVIOUS_ATTEMPTS, str(count)), (OWN_PREVIOUS_ATTEMPTS, str(count))) if count else ()
+
+
 def read_previous_attempts(value: str | bytes) -> int:
-    """The number in `grpc-previous-rpc-attempts`; what is no number was meant as one, and counts as 1."""
+    """The number in either of these; what is no number was meant as one, and counts as 1."""
     try:
         return max(0, int(value))
     except ValueError:

@@ -8,7 +8,12 @@ from collections.abc import Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import grpc
-from hedgerow_protos.hedging import ATTEMPT, PREVIOUS_ATTEMPTS, read_previous_attempts
+from hedgerow_protos.hedging import (
+    ATTEMPT,
+    OWN_PREVIOUS_ATTEMPTS,
+    PREVIOUS_ATTEMPTS,
+    read_previous_attempts,
+)
 
 from hedgerow_server.engine.work import Part
 
@@ -191,7 +196,8 @@ NO_TRACE = Trace("", "", "", [], parent="")
 
 _HEX = frozenset("0123456789abcdef")
 _LONGEST_ID = 128
-_READ = frozenset(("traceparent", "x-request-id", ROUTE_KEY, PREVIOUS_ATTEMPTS, ATTEMPT))
+_PREVIOUS = frozenset((PREVIOUS_ATTEMPTS, OWN_PREVIOUS_ATTEMPTS))
+_READ = _PREVIOUS | {"traceparent", "x-request-id", ROUTE_KEY, ATTEMPT}
 
 
 def _ids() -> Iterator[tuple[str, str]]:
@@ -234,8 +240,8 @@ def _continue_trace(metadata: Metadata, trace_id: str, span_id: str) -> Trace:
                 request_id = value.strip()
         elif key == ROUTE_KEY and len(value) <= _LONGEST_ID:
             caller = value
-        elif key == PREVIOUS_ATTEMPTS:
-            previous = read_previous_attempts(value)
+        elif key in _PREVIOUS:
+            previous = max(previous, read_previous_attempts(value))
         elif key == ATTEMPT:
             attempt = value
     request_id = request_id or trace_id
@@ -246,7 +252,8 @@ def _continue_trace(metadata: Metadata, trace_id: str, span_id: str) -> Trace:
         caller,
         [("x-request-id", request_id), ("traceparent", traceparent)],
         parent=parent or traceparent,
-        previous_attempts=previous,
+        # Whoever says what kind of attempt it is has made another.
+        previous_attempts=max(previous, 1 if attempt else 0),
         attempt=attempt,
     )
 

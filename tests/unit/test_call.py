@@ -94,3 +94,27 @@ def test_any_metadata_gives_a_trace_that_can_be_sent_and_logged(metadata: Metada
         assert value.isascii()
         assert value.isprintable()
     trace.caller.encode()
+
+
+@pytest.mark.parametrize(
+    ("metadata", "previous", "attempt"),
+    [
+        ([], 0, ""),
+        ([("grpc-previous-rpc-attempts", "2")], 2, ""),
+        ([("hedgerow-previous-attempts", "2")], 2, ""),
+        ([("hedgerow-previous-attempts", "1"), ("grpc-previous-rpc-attempts", "3")], 3, ""),
+        ([("hedgerow-attempt", "hedge")], 1, "hedge"),
+        ([("hedgerow-attempt", "failover"), ("hedgerow-previous-attempts", "2")], 2, "failover"),
+        ([("hedgerow-previous-attempts", "0")], 0, ""),
+        ([("hedgerow-previous-attempts", "-1")], 0, ""),
+        ([("hedgerow-previous-attempts", "many")], 1, ""),
+        ([("hedgerow-previous-attempts", "9" * 5000)], 1, ""),
+        ([("hedgerow-attempt", b"hedge")], 0, ""),
+    ],
+)
+def test_an_attempt_of_another_region_is_known_by_any_of_its_headers(
+    metadata: Metadata, previous: int, attempt: str
+) -> None:
+    """The name of gRPC's own reaches no Python server; who says which kind it is has made another before."""
+    trace = read_trace(metadata)
+    assert (trace.previous_attempts, trace.attempt) == (previous, attempt)

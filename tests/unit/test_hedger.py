@@ -9,7 +9,7 @@ import grpc
 import hedging_world
 import pytest
 from fakes_engine import Reply, table
-from hedgerow_protos.hedging import ATTEMPT, LOAD, PREVIOUS_ATTEMPTS, PUSHBACK
+from hedgerow_protos.hedging import ATTEMPT, LOAD, OWN_PREVIOUS_ATTEMPTS, PREVIOUS_ATTEMPTS, PUSHBACK
 from hedgerow_server import errors
 from hedgerow_server.call import Call
 from hedgerow_server.resilience import hedger as hedger_module
@@ -58,6 +58,7 @@ async def test_a_slow_request_is_tried_at_the_backup_after_the_delay_and_the_fir
         "x-request-id": "r1",
         "traceparent": trace,  # a sibling of the attempt here
         PREVIOUS_ATTEMPTS: "1",
+        OWN_PREVIOUS_ATTEMPTS: "1",
         ATTEMPT: "hedge",
     }
     (line,) = world.log.lines

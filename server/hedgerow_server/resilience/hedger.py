@@ -22,7 +22,7 @@ from functools import partial
 
 from hedgerow_protos.breaker import Breaker
 from hedgerow_protos.hedgerow_control_pb2 import BACKUP_VERSIONS_SAME, HEDGE_MODE_DISABLED
-from hedgerow_protos.hedging import ATTEMPT, FAILOVER, HEDGE, PREVIOUS_ATTEMPTS, Budget, Race
+from hedgerow_protos.hedging import ATTEMPT, FAILOVER, HEDGE, Budget, Race, write_previous_attempts
 from hedgerow_protos.names import model_name_problem
 
 from hedgerow_server.call import ROUTE_KEY, Call
@@ -345,7 +345,7 @@ def _metadata(call: Call, attempt: _Attempt) -> Metadata:
         *passed,
         ("x-request-id", call.trace.request_id),
         ("traceparent", call.trace.parent),
-        (PREVIOUS_ATTEMPTS, str(attempt.previous)),
+        *write_previous_attempts(attempt.previous),
         (ATTEMPT, attempt.kind),
     )
 
