@@ -225,9 +225,9 @@ class KeptLog(RequestLog):
         """It is."""
         return True
 
-    def record(self, line: LogLine) -> None:
-        """Takes one line."""
-        self.lines.append(line)
+    def record(self, *lines: LogLine) -> None:
+        """Takes lines."""
+        self.lines += lines
 
 
 @dataclass(slots=True)

@@ -184,7 +184,7 @@ class Answerer:
             if call.ended:
                 call.trace = read_trace(call.metadata)
                 self._tried_before += bool(call.trace.previous_attempts)
-                self._end(call, *_CANCELLED)
+                self._end([call], *_CANCELLED)
                 continue
             try:
                 model = self._enter(call, table, now)
@@ -398,7 +398,8 @@ class Answerer:
         if not calls:
             return
         began = self._nanoseconds()
-        outputs = Encoded(ran.outputs, calls[0].outputs, alone=len(calls) == 1)
+        outputs = Encoded(ran.outputs, calls[0].outputs, alone=len(calls) == 1, fixed=ran.fixed)
+        answered: list[Call] = []
         end = failed = 0
         for call in calls:
             first, end = end, end + call.rows
@@ -416,14 +417,17 @@ class Answerer:
                 self._refuse(call, defect(call, error))
             else:
                 self._respond(call, payload)
-                assert call.choice is not None
-                tally = call.choice.tally
-                tally.requests += 1
-                tally.predictions += call.rows
+                answered.append(call)
+        # First the answers, then the books: the callers need not wait for them.
+        ended_ns = self._end(answered, _OK, "OK") if answered else self._nanoseconds()
+        for call in answered:
+            assert call.choice is not None
+            tally = call.choice.tally
+            tally.requests += 1
+            tally.predictions += call.rows
         if model.breaker.is_wary:
             model.breaker.tally(len(calls) - failed)
-        spent_ns = self._nanoseconds() - began
-        model.statistics.ran(ran.rows, ran.input_ns, ran.run_ns, spent_ns, requests=len(calls))
+        model.statistics.ran(ran.rows, ran.input_ns, ran.run_ns, ended_ns - began, requests=len(calls))
         model.statistics.last_inference_ms = int(time.time() * 1000)
 
     def expire(self, work: Work) -> None:
@@ -437,7 +441,7 @@ class Answerer:
         """Ends a call that its caller gave up; whoever shares its batch notices nothing."""
         if call.ended:
             return
-        self._end(call, *_CANCELLED)
+        self._end([call], *_CANCELLED)
         if call.queued_ns:
             # Perhaps it was the last of a run that a thread is about to begin.
             self._engine.stop_unwanted_runs()
@@ -461,18 +465,19 @@ class Answerer:
         self._engine.stop_unwanted_runs()
 
     def _respond(self, call: Call, payload: bytes) -> None:
-        # First the answer, then the books: the caller need not wait for them.
+        """Gives a call its answer; somebody must `_end` it then."""
         try:
             call.sink.respond(call, payload, call.trace.trailing)
         except Exception:
+            # A transport's trouble with one call is none of its batch-mates'.
             log.exception("the answer to %r could not be sent", call)
-        self._end(call, _OK, "OK")
 
     def _won_elsewhere(self, call: Call, payload: bytes) -> None:
         """Answers a call with a backup's reply; what it has under way here is dropped."""
         statistics = self.unrouted if call.choice is None else call.choice.model.statistics
         statistics.elsewhere[call.outcome] += 1
         self._respond(call, payload)
+        self._end([call], _OK, "OK")
         if call.queued_ns:
             self._engine.stop_unwanted_runs()
 
@@ -485,6 +490,7 @@ class Answerer:
         call.rule = answered.rule
         call.choice.model.statistics.elsewhere["fallback"] += 1
         self._respond(call, call.codec.write_fallback(call.request_id, outputs, call.rows, call.rule))
+        self._end([call], _OK, "OK")
         if call.queued_ns:
             self._engine.stop_unwanted_runs()
 
@@ -517,70 +523,65 @@ class Answerer:
         try:
             call.sink.fail(call, error.code, message, trailing)
         except Exception:
-            # A transport's trouble with one call is none of its batch-mates'.
             log.exception("the status of %r could not be sent", call)
-        self._end(call, number, error.code.name, error.error_id if isinstance(error, Internal) else None)
+        self._end([call], number, error.code.name, error.error_id if isinstance(error, Internal) else None)
 
-    def _end(self, call: Call, code: int, status: str, error_id: str | None = None) -> None:
-        """The one place where a call ends: it is counted, logged and lets its version go."""
-        call.ended = True
-        if (
-            call.line is not None
-            or call.race is not None
-            or call.probe is not None
-            or self._delayed
-            or self._fallback.is_busy
-        ):
-            self._let_go(call, code)
-        now_ns = self._nanoseconds()
-        total_ns = now_ns - call.received_ns
-        choice = call.choice
-        model = version = variant = ""
-        statistics = self.unrouted
-        if choice is not None:
-            model, version, variant = choice.model.name, choice.model.version, choice.variant
-            statistics = choice.model.statistics
-        statistics.answered(code, total_ns)
-        queue_ns = 0
-        if call.queued_ns or call.joining_ns:
-            # Counted even if no run began: perf_analyzer finds the version that
-            # answered by which one's queue count grew.
-            if call.queued_ns:
-                queue_ns = (call.started_ns or now_ns) - call.queued_ns
-            else:
-                self._joining.pop(call, None)
-            statistics.queued += 1
-            statistics.queue_ns += queue_ns
+    def _end(self, calls: Sequence[Call], code: int, status: str, error_id: str | None = None) -> int:
+        """The one place where calls end: they are counted, logged and let their version go.
+
+        Args:
+            calls: of one version, or without any.
+            code: the gRPC status of all of them.
+            status: its name.
+            error_id: of the defect that ended them.
+
+        Returns:
+            The time at which they ended, on the clock of the measurements.
+        """
+        now_ns, now = self._nanoseconds(), time.time()
+        choice = calls[0].choice
+        took_ns: list[int] = []
+        lines: list[LogLine] = []
+        queued = queue_ns = held = 0
+        for call in calls:
+            call.ended = True
+            if (
+                call.line is not None
+                or call.race is not None
+                or call.probe is not None
+                or self._delayed
+                or self._fallback.is_busy
+            ):
+                self._let_go(call, code)
+            total_ns = now_ns - call.received_ns
+            took_ns.append(total_ns)
+            waited_ns = 0
+            if call.queued_ns or call.joining_ns:
+                # Counted even if no run began: perf_analyzer finds the version that
+                # answered by which one's queue count grew.
+                if call.queued_ns:
+                    waited_ns = (call.started_ns or now_ns) - call.queued_ns
+                else:
+                    self._joining.pop(call, None)
+                queued += 1
+                queue_ns += waited_ns
+                held += call.size
+            if self._requests.is_on:
+                lines.append(_line(call, now, waited_ns, total_ns, code, status, error_id))
+        statistics = self.unrouted if choice is None else choice.model.statistics
+        statistics.answered(code, *took_ns)
+        if queued:
             assert choice is not None
-            choice.model.release()
-            self._held_bytes -= call.size
-        if self._requests.is_on:
-            trace = call.trace
-            self._requests.record(
-                LogLine(
-                    time.time(),
-                    trace.trace_id,
-                    trace.request_id,
-                    trace.caller,
-                    model,
-                    version,
-                    variant,
-                    call.outcome if code == _OK else "",
-                    call.features,
-                    # Nanoseconds to milliseconds with four digits.
-                    queue_ns // 100 / 10_000,
-                    call.run_ns // 100 / 10_000,
-                    total_ns // 100 / 10_000,
-                    status,
-                    error_id,
-                    call.join_ns // 100 / 10_000,
-                    call.rule,
-                )
-            )
-        self.in_flight -= 1
+            statistics.queued += queued
+            statistics.queue_ns += queue_ns
+            choice.model.release(queued)
+            self._held_bytes -= held
+        self._requests.record(*lines)
+        self.in_flight -= len(calls)
         if self._idle is not None and not self.in_flight:
             self._idle.set()
             self._idle = None
+        return now_ns
 
     def _let_go(self, call: Call, code: int) -> None:
         """Ends what few calls have: attempts elsewhere, rules that wait, a probe, a delay on purpose."""
@@ -602,3 +603,28 @@ class Answerer:
             if self._idle is None:
                 self._idle = asyncio.Event()
             await self._idle.wait()
+
+
+def _line(
+    call: Call, now: float, queue_ns: int, total_ns: int, code: int, status: str, error_id: str | None
+) -> LogLine:
+    trace, choice = call.trace, call.choice
+    return LogLine(
+        now,
+        trace.trace_id,
+        trace.request_id,
+        trace.caller,
+        choice.model.name if choice is not None else "",
+        choice.model.version if choice is not None else "",
+        choice.variant if choice is not None else "",
+        call.outcome if code == _OK else "",
+        call.features,
+        # Nanoseconds to milliseconds with four digits.
+        queue_ns // 100 / 10_000,
+        call.run_ns // 100 / 10_000,
+        total_ns // 100 / 10_000,
+        status,
+        error_id,
+        call.join_ns // 100 / 10_000,
+        call.rule,
+    )

@@ -88,9 +88,9 @@ class Model:
         result: list[np.ndarray] = session.run(outputs, feeds, options)
         return result
 
-    def release(self) -> None:
-        """Ends one request's hold on this version."""
-        self.in_flight -= 1
+    def release(self, requests: int = 1) -> None:
+        """Ends the hold of so many requests on this version."""
+        self.in_flight -= requests
         self._tell_if_idle()
 
     def end_run(self) -> None:

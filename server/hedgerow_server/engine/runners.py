@@ -309,7 +309,7 @@ def _execute_once(
                 bound.fill(batch)
                 assembled = time.perf_counter_ns()
                 outputs = bound.run(rows)
-                return Ran(outputs, rows, assembled - began, time.perf_counter_ns() - assembled)
+                return Ran(outputs, rows, assembled - began, time.perf_counter_ns() - assembled, fixed=True)
         feeds = assemble(model.signature, batch, rows)
         names = model.output_names if asked is None else [model.output_names[i] for i in asked]
         assembled = time.perf_counter_ns()

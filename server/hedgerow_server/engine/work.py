@@ -38,13 +38,15 @@ class Ran(msgspec.Struct, frozen=True):
     """One run that gave outputs.
 
     `outputs` are those asked for, over all `rows` of the batch. The parts of its
-    time are nanoseconds.
+    time are nanoseconds. It is `fixed` if all sizes but the rows are the model's
+    own, and all outputs were asked for.
     """
 
     outputs: list[np.ndarray]
     rows: int
     input_ns: int
     run_ns: int
+    fixed: bool = False
 
 
 def assemble(signature: Signature, batch: Sequence[Work], rows: int) -> dict[str, np.ndarray]:

@@ -32,14 +32,23 @@ class Encoded:
         outputs: over all rows of the run.
         asked: their positions in the model; None: all, in its order.
         alone: the run was for one request: the outputs are its own whole.
+        fixed: all sizes but the rows are the same in each run of the model.
     """
 
-    __slots__ = ("_datas", "alone", "arrays", "asked", "frame", "rows", "writer")
+    __slots__ = ("_datas", "alone", "arrays", "asked", "fixed", "frame", "rows", "writer")
 
-    def __init__(self, outputs: Sequence[np.ndarray], asked: tuple[int, ...] | None, *, alone: bool) -> None:
+    def __init__(
+        self,
+        outputs: Sequence[np.ndarray],
+        asked: tuple[int, ...] | None,
+        *,
+        alone: bool,
+        fixed: bool = False,
+    ) -> None:
         self.arrays = outputs
         self.asked = asked
         self.alone = alone
+        self.fixed = fixed
         # The last frame that was used, by whom and for how many rows: mostly that of all requests.
         self.frame: Frame | None = None
         self.writer: ReplyWriter | None = None
@@ -101,6 +110,7 @@ class ReplyWriter:
         self._model = model
         self._parameters = parameters
         self._reject_nan = reject_nan
+        # By shapes and the outputs asked for; by rows where these say it all.
         self._frames: dict[Hashable, Frame] = {}
 
     def write(self, request_id: str, outputs: Encoded, first: int, rows: int) -> bytes:
@@ -124,13 +134,12 @@ class ReplyWriter:
         return b"".join(pieces)
 
     def _frame(self, outputs: Encoded, rows: int) -> Frame:
-        shapes = outputs.shapes(rows)
-        key = (outputs.asked, shapes)
+        key: Hashable = rows if outputs.fixed else (outputs.asked, outputs.shapes(rows))
         frame = self._frames.get(key)
         if frame is None:
             if len(self._frames) >= KNOWN_FRAMES:
                 self._frames.clear()
-            frame = self._frames[key] = self._new_frame(outputs, shapes)
+            frame = self._frames[key] = self._new_frame(outputs, outputs.shapes(rows))
         return frame
 
     def _new_frame(self, outputs: Encoded, shapes: Sequence[tuple[int, ...]]) -> Frame:

@@ -139,17 +139,18 @@ class RequestLog:
         """Whether lines go anywhere; a caller may save itself the making of one."""
         return self._sink is not None
 
-    def record(self, line: LogLine) -> None:
-        """Takes one line. Never blocks; a line too many is dropped and counted.
+    def record(self, *lines: LogLine) -> None:
+        """Takes lines. Never blocks; those for which there is no room are dropped and counted.
 
-        Measured: 0.13 µs here, 0.16 µs to make the line, 1 µs in the writer's thread.
+        Measured: 0.16 µs to make a line, 1 µs in the writer's thread.
         """
         if self._sink is None:
             return
-        if len(self._lines) >= self._capacity:
-            self.dropped += 1
-            return
-        self._lines.append(line)
+        room = self._capacity - len(self._lines)
+        if len(lines) > room:
+            self.dropped += len(lines) - room
+            lines = lines[:room]
+        self._lines.extend(lines)
         if not self._is_awake:
             self._is_awake = True
             self._wake.set()
