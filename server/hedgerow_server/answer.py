@@ -197,8 +197,7 @@ class Answerer:
                     chosen[model] = None
         if self._features is not None and self._features.joiner.has_new:
             self._features.joiner.flush()
-        for model in chosen:
-            self._engine.run_waiting(model)
+        self._engine.run_waiting(*chosen)
         hedger = self._hedger
         if hedger is not None:
             hedger.budget.deposit(len(calls) - self._tried_before)
@@ -358,8 +357,7 @@ class Answerer:
                     chosen[bound.model] = None
             except ServingError as error:
                 self._refuse(call, error)
-        for model in chosen:
-            self._engine.run_waiting(model)
+        self._engine.run_waiting(*chosen)
 
     # ----------------------------------------------------------- on the way out
 

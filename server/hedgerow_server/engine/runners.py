@@ -7,7 +7,6 @@ runner thread.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -15,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import onnxruntime as ort
 
-from hedgerow_server.engine.buffers import BoundRuns
+from hedgerow_server.engine.execution import BatchShapeError, Outcome, execute, execute_short
 from hedgerow_server.engine.model import Model
-from hedgerow_server.engine.work import Ran, Work, assemble
+from hedgerow_server.engine.work import Ran, Work
 from hedgerow_server.gate.admission import Backlog, backlog
 
 log = logging.getLogger(__name__)
@@ -30,12 +29,11 @@ Expire = Callable[[Work], None]
 #: Inline runs of one model in one turn of the loop, in seconds; then everything else gets its turn.
 INLINE_TURN_SECONDS = 0.005
 
+#: Short runs of several models between two lots of answers, in seconds.
+SHORT_SECONDS = 0.001
+
 #: Seconds between two looks for requests that run out of time while all runners are busy.
 SWEEP_SECONDS = 0.02
-
-
-class BatchShapeError(Exception):
-    """The model did not give one row for each row it got."""
 
 
 class Engine:
@@ -89,42 +87,72 @@ class Engine:
         await self._loop.run_in_executor(self._threads, _nothing)
         return time.perf_counter() - began
 
-    def run_waiting(self, model: Model) -> None:
-        """Runs what waits for `model`, as far as runners are free."""
-        queue = model.queue
+    def run_waiting(self, *models: Model) -> None:
+        """Runs what waits for models, as far as runners are free."""
         now = began = time.monotonic()
-        while queue.length:
-            expect = model.latency.expect
-            expected = expect(queue.next_rows(now))
-            if queue.waits and (due := queue.due(now, expected)) > now:
-                self._defer(model, due)
-                return
-            inline = expected < self.inline_below
-            if not inline and not self._may_start(model):
-                self._hungry[model] = None
-                self._watch()
-                return
-            batch, expired = queue.take(now, expected, model.latency.likely)
-            for work in expired:
-                self._drop(model, work, now)
-            if batch:
-                if model.limit.threaded is inline:
-                    model.limit.move(threaded=not inline)
-                if inline:
-                    self._conclude(model, execute(model, batch, None))
-                else:
-                    _sample(model, batch, now, expected)
-                    self._start_run(model, batch)
-            if queue.length:
+        waiting: Sequence[Model] = models
+        while waiting:
+            # The next short batch of each, and what still waits behind it.
+            short: list[tuple[Model, list[Work]]] = []
+            behind: dict[Model, tuple[list[Work], float]] = {}
+            seconds = 0.0
+            for model in waiting:
+                queue = model.queue
+                while queue.length and (taken := self._take(model, now)) is not None:
+                    batch, expected = taken
+                    if not batch:
+                        continue
+                    if model.limit.threaded:
+                        _sample(model, batch, now, expected)
+                        self._start_run(model, batch)
+                        continue
+                    short.append((model, batch))
+                    seconds += expected
+                    if queue.length:
+                        behind[model] = batch, expected
+                    break
+                if not queue.length and model.limit.is_open and not model.limit.threaded:
+                    model.limit.emptied()
+                if seconds > SHORT_SECONDS:
+                    # Who is first need not wait for all.
+                    self._run_short(short)
+                    short, seconds = [], 0.0
+            self._run_short(short)
+            waiting = list(behind)
+            if waiting:
                 now = time.monotonic()
                 if now > began + INLINE_TURN_SECONDS:
-                    if batch and inline:
+                    for model, (batch, expected) in behind.items():
                         _sample(model, batch, now, expected)
-                    self._defer(model, 0.0)
+                        self._defer(model, 0.0)
                     return
-        limit = model.limit
-        if limit.is_open and not limit.threaded:
-            limit.emptied()
+
+    def _take(self, model: Model, now: float) -> tuple[list[Work], float] | None:
+        """The next batch of a model that is due and has a place to run, and how long that probably takes.
+
+        The batch is empty where nobody in it waits any more. None: it must wait, and will be come back to.
+        """
+        queue = model.queue
+        expected = model.latency.expect(queue.next_rows(now))
+        if queue.waits and (due := queue.due(now, expected)) > now:
+            self._defer(model, due)
+            return None
+        threaded = expected >= self.inline_below
+        if threaded and not self._may_start(model):
+            self._hungry[model] = None
+            self._watch()
+            return None
+        batch, expired = queue.take(now, expected, model.latency.likely)
+        for work in expired:
+            self._drop(model, work, now)
+        if batch and model.limit.threaded is not threaded:
+            model.limit.move(threaded=threaded)
+        return batch, expected
+
+    def _run_short(self, batches: Sequence[tuple[Model, list[Work]]]) -> None:
+        """Runs batches of several models on the loop."""
+        for model, part, result in execute_short(batches):
+            self._conclude(model, part, result)
 
     def _drop(self, model: Model, work: Work, now: float) -> None:
         """A request ran out of time while it waited: where that goes on, nothing runs or too much waits."""
@@ -183,15 +211,16 @@ class Engine:
         except RuntimeError:
             log.debug("a run of %r ended after its loop", run.model)
 
-    def _end_run(self, run: Run, result: list[tuple[list[Work], Ran | Exception]]) -> None:
+    def _end_run(self, run: Run, outcomes: list[Outcome]) -> None:
         if run.timer is not None:
             run.timer.cancel()
         self._runs.discard(run)
         self._busy -= 1
-        for _, ran in result:
+        for _, ran in outcomes:
             if isinstance(ran, Ran):
                 run.model.latency.ran(ran.rows, ran.run_ns * 1e-9)
-        self._conclude(run.model, result)
+        for part, result in outcomes:
+            self._conclude(run.model, part, result)
         run.model.end_run()
         # Whoever waited longest gets the runner.
         for model in list(self._hungry):
@@ -200,15 +229,14 @@ class Engine:
             if self._busy >= self._runners:
                 break
 
-    def _conclude(self, model: Model, results: list[tuple[list[Work], Ran | Exception]]) -> None:
-        for part, result in results:
-            if isinstance(result, Ran):
-                model.latency.observe(result.rows, result.run_ns * 1e-9)
-            elif isinstance(result, BatchShapeError):
-                if model.batches:
-                    log.warning("%r: %s; its requests run one by one from now on", model, result)
-                model.batches = False
-            self._finish(model, part, result)
+    def _conclude(self, model: Model, part: list[Work], result: Ran | Exception) -> None:
+        if isinstance(result, Ran):
+            model.latency.observe(result.rows, result.run_ns * 1e-9)
+        elif isinstance(result, BatchShapeError):
+            if model.batches:
+                log.warning("%r: %s; its requests run one by one from now on", model, result)
+            model.batches = False
+        self._finish(model, part, result)
 
     def give_up(self) -> list[Work]:
         """Takes every request that waits or runs and has not ended; somebody must tell them so.
@@ -266,62 +294,6 @@ class Run:
     def terminate(self) -> None:
         """Makes ONNX Runtime give up between two nodes of the graph."""
         self.options.terminate = True
-
-
-def execute(
-    model: Model, batch: list[Work], options: ort.RunOptions | None
-) -> list[tuple[list[Work], Ran | Exception]]:
-    """Runs a batch; if it fails as a whole, each of its requests alone.
-
-    One request's values (an index out of range, say) can make the whole run
-    fail; its companions must not notice.
-
-    Returns:
-        The parts of the batch, each with its run or the exception that ended it.
-    """
-    result = _execute_once(model, batch, options, model.bound if options is None else None)
-    if isinstance(result, Ran) or len(batch) == 1 or (options is not None and options.terminate):
-        return [(batch, result)]
-    parts: list[tuple[list[Work], Ran | Exception]] = []
-    for work in batch:
-        # Not through the buffers: the next of these runs would overwrite what this one gave.
-        alone = _execute_once(model, [work], options, None)
-        if isinstance(result, BatchShapeError) and isinstance(alone, Ran):
-            # Told once, so that the model stops batching.
-            parts.append(([], result))
-        parts.append(([work], alone))
-    return parts
-
-
-def _execute_once(
-    model: Model, batch: Sequence[Work], options: ort.RunOptions | None, bound: BoundRuns | None
-) -> Ran | Exception:
-    began = time.perf_counter_ns()
-    rows = 0
-    for work in batch:
-        work.started_ns = began
-        rows += work.rows
-    try:
-        asked = batch[0].outputs
-        if bound is not None and asked is None and rows <= bound.max_rows:
-            # What fails here is run the ordinary way, which finds out why.
-            with contextlib.suppress(Exception):
-                bound.fill(batch)
-                assembled = time.perf_counter_ns()
-                outputs = bound.run(rows)
-                return Ran(outputs, rows, assembled - began, time.perf_counter_ns() - assembled, fixed=True)
-        feeds = assemble(model.signature, batch, rows)
-        names = model.output_names if asked is None else [model.output_names[i] for i in asked]
-        assembled = time.perf_counter_ns()
-        outputs = model.run(names, feeds, options)
-        ended = time.perf_counter_ns()
-        if len(batch) > 1:
-            for name, output in zip(names, outputs, strict=True):
-                if not output.shape or output.shape[0] != rows:
-                    return BatchShapeError(f"output {name!r} has shape {output.shape} for {rows} rows")
-    except Exception as error:  # noqa: BLE001  ONNX Runtime's errors share no base class but Exception
-        return error
-    return Ran(outputs, rows, assembled - began, ended - assembled)
 
 
 def _sample(model: Model, batch: Sequence[Work], now: float, expected: float) -> None:
