@@ -62,8 +62,12 @@ class ScriptedRuns:
         self.stopped = 0
         self.answerer: Answerer
 
-    def run_waiting(self, of: Model) -> None:
+    def run_waiting(self, *models: Model) -> None:
         """Begins whatever waits, each request on its own."""
+        for model in models:
+            self._run(model)
+
+    def _run(self, of: Model) -> None:
         loop = asyncio.get_running_loop()
         while of.queue.length:
             batch, expired = of.queue.take(loop.time())
@@ -393,7 +397,7 @@ class World:
         # A second answer to one call fails in the sink.
         assert self.callers.replies.keys() == {call.token for call in self.calls if call not in cancelled}
         assert len(self.log.lines) == len(self.calls)
-        counted = sum(self.answerer.unrouted.requests.values()) + sum(
+        counted = sum(self.answerer.books.unrouted.requests.values()) + sum(
             sum(each.statistics.requests.values()) for each in self.models
         )
         assert counted == len(self.calls)

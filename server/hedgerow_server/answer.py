@@ -24,13 +24,12 @@ from hedgerow_protos.breaker import State
 from hedgerow_protos.hedging import HEDGE, LOAD, REGION, write_load
 from hedgerow_protos.open_inference_pb2 import ModelInferRequest
 
+from hedgerow_server.books import Books
 from hedgerow_server.call import Call, read_trace
 from hedgerow_server.engine.model import Model
 from hedgerow_server.engine.runners import Engine
-from hedgerow_server.engine.statistics import VersionStatistics
 from hedgerow_server.engine.work import Ran, Work
 from hedgerow_server.errors import (
-    NEVER,
     DeadlineExceeded,
     Draining,
     Internal,
@@ -55,7 +54,7 @@ from hedgerow_server.rpc.codec import BoundCodec
 from hedgerow_server.rpc.codecs import Codecs
 from hedgerow_server.rpc.heads import Heads
 from hedgerow_server.rpc.replies import Encoded
-from hedgerow_server.telemetry.request_log import LogLine, RequestLog
+from hedgerow_server.telemetry.request_log import RequestLog
 
 log = logging.getLogger(__name__)
 
@@ -65,10 +64,6 @@ MAX_JOINING = 4096
 #: Bytes of all messages that may wait or run at once, over all models: 4096 large ones would be
 #: more than the machine has. One message of the permitted size is always taken.
 MAX_HELD_BYTES = 1 << 30
-
-#: Characters of a status message; clients refuse trailers above 8 KiB, and a
-#: model may have thousands of inputs to enumerate.
-_LONGEST_MESSAGE = 1000
 
 #: A run stopped at its deadline after so many times what it should have taken speaks against the version.
 TIMED_OUT = 10.0
@@ -107,7 +102,6 @@ class Answerer:
         nanoseconds: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         self._engine = engine
-        self._requests = requests
         self._deadlines = deadlines
         self._max_message_bytes = max_message_bytes
         self._clock = clock
@@ -131,8 +125,8 @@ class Answerer:
         # Set when the last call under way has ended; only while somebody waits for that.
         self._idle: asyncio.Event | None = None
         self.table = RouteTable(0, {})
-        #: Calls that no model answered: unknown models, refusals before the choice.
-        self.unrouted = VersionStatistics()
+        #: Counts and logs what has ended.
+        self.books = Books(requests)
         self.in_flight = 0
         # Of the calls in the queues and in runs.
         self._held_bytes = 0
@@ -418,11 +412,6 @@ class Answerer:
                 answered.append(call)
         # First the answers, then the books: the callers need not wait for them.
         ended_ns = self._end(answered, _OK, "OK") if answered else self._nanoseconds()
-        for call in answered:
-            assert call.choice is not None
-            tally = call.choice.tally
-            tally.requests += 1
-            tally.predictions += call.rows
         if model.breaker.is_wary:
             model.breaker.tally(len(calls) - failed)
         model.statistics.ran(ran.rows, ran.input_ns, ran.run_ns, ended_ns - began, requests=len(calls))
@@ -472,8 +461,6 @@ class Answerer:
 
     def _won_elsewhere(self, call: Call, payload: bytes) -> None:
         """Answers a call with a backup's reply; what it has under way here is dropped."""
-        statistics = self.unrouted if call.choice is None else call.choice.model.statistics
-        statistics.elsewhere[call.outcome] += 1
         self._respond(call, payload)
         self._end([call], _OK, "OK")
         if call.queued_ns:
@@ -483,10 +470,8 @@ class Answerer:
         """Answers a call with what its version's rules say."""
         assert call.codec is not None
         outputs = Encoded(answered.outputs, call.outputs, alone=True)
-        assert call.choice is not None
         call.outcome = "fallback"
         call.rule = answered.rule
-        call.choice.model.statistics.elsewhere["fallback"] += 1
         self._respond(call, call.codec.write_fallback(call.request_id, outputs, call.rows, call.rule))
         self._end([call], _OK, "OK")
         if call.queued_ns:
@@ -495,8 +480,7 @@ class Answerer:
     def _refuse(self, call: Call, error: ServingError) -> None:
         """A call is not answered here; a backup takes it, or it fails."""
         if isinstance(error, Overloaded) and error.reason:
-            statistics = self.unrouted if call.choice is None else call.choice.model.statistics
-            statistics.sheds[error.reason] += 1
+            self.books.of(call).sheds[error.reason] += 1
         if self._hedger is None or not self._hedger.fail_over(call, error):
             self._fail(call, error)
 
@@ -508,18 +492,9 @@ class Answerer:
     def _end_with(self, call: Call, error: ServingError) -> None:
         """Ends a call with a status."""
         number, _ = error.code.value
-        message = str(error)
-        if len(message) > _LONGEST_MESSAGE:
-            message = message[:_LONGEST_MESSAGE] + "..."
-        trailing, retry_after = call.trace.trailing, error.retry_after
-        if isinstance(error, Draining) and call.trace.previous_attempts:
-            # Another region has more than this one to choose from. Any other caller may well try again:
-            # its next attempt finds another server.
-            retry_after = NEVER
-        if retry_after is not None:
-            trailing = [*trailing, *pushback.trailing(number, message, retry_after)]
+        message, trailing = pushback.ending(error, is_attempt=call.trace.previous_attempts > 0)
         try:
-            call.sink.fail(call, error.code, message, trailing)
+            call.sink.fail(call, error.code, message, [*call.trace.trailing, *trailing])
         except Exception:
             log.exception("the status of %r could not be sent", call)
         self._end([call], number, error.code.name, error.error_id if isinstance(error, Internal) else None)
@@ -536,11 +511,8 @@ class Answerer:
         Returns:
             The time at which they ended, on the clock of the measurements.
         """
-        now_ns, now = self._nanoseconds(), time.time()
-        choice = calls[0].choice
-        took_ns: list[int] = []
-        lines: list[LogLine] = []
-        queued = queue_ns = held = 0
+        now_ns = self._nanoseconds()
+        holding = held = 0
         for call in calls:
             call.ended = True
             if (
@@ -551,30 +523,17 @@ class Answerer:
                 or self._fallback.is_busy
             ):
                 self._let_go(call, code)
-            total_ns = now_ns - call.received_ns
-            took_ns.append(total_ns)
-            waited_ns = 0
             if call.queued_ns or call.joining_ns:
-                # Counted even if no run began: perf_analyzer finds the version that
-                # answered by which one's queue count grew.
-                if call.queued_ns:
-                    waited_ns = (call.started_ns or now_ns) - call.queued_ns
-                else:
-                    self._joining.pop(call, None)
-                queued += 1
-                queue_ns += waited_ns
+                holding += 1
                 held += call.size
-            if self._requests.is_on:
-                lines.append(_line(call, now, waited_ns, total_ns, code, status, error_id))
-        statistics = self.unrouted if choice is None else choice.model.statistics
-        statistics.answered(code, *took_ns)
-        if queued:
+                if not call.queued_ns:
+                    self._joining.pop(call, None)
+        self.books.enter(calls, now_ns, code, status, error_id)
+        if holding:
+            choice = calls[0].choice
             assert choice is not None
-            statistics.queued += queued
-            statistics.queue_ns += queue_ns
-            choice.model.release(queued)
+            choice.model.release(holding)
             self._held_bytes -= held
-        self._requests.record(*lines)
         self.in_flight -= len(calls)
         if self._idle is not None and not self.in_flight:
             self._idle.set()
@@ -601,28 +560,3 @@ class Answerer:
             if self._idle is None:
                 self._idle = asyncio.Event()
             await self._idle.wait()
-
-
-def _line(
-    call: Call, now: float, queue_ns: int, total_ns: int, code: int, status: str, error_id: str | None
-) -> LogLine:
-    trace, choice = call.trace, call.choice
-    return LogLine(
-        now,
-        trace.trace_id,
-        trace.request_id,
-        trace.caller,
-        choice.model.name if choice is not None else "",
-        choice.model.version if choice is not None else "",
-        choice.variant if choice is not None else "",
-        call.outcome if code == _OK else "",
-        call.features,
-        # Nanoseconds to milliseconds with four digits.
-        queue_ns // 100 / 10_000,
-        call.run_ns // 100 / 10_000,
-        total_ns // 100 / 10_000,
-        status,
-        error_id,
-        call.join_ns // 100 / 10_000,
-        call.rule,
-    )

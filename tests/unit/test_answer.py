@@ -51,7 +51,7 @@ def check_counts(path: RequestPath, calls: list[Call], *models: Model) -> None:
     """Every call ended once: in the counts, in the log, and for its version."""
     assert path.answerer.in_flight == 0
     assert len(path.log.lines) == len(calls)
-    counted: Counter[int] = Counter(path.answerer.unrouted.requests)
+    counted: Counter[int] = Counter(path.answerer.books.unrouted.requests)
     for each in models:
         assert (each.in_flight, len(each.queue), each.running) == (0, 0, 0)
         counted.update(each.statistics.requests)

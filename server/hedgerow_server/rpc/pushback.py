@@ -13,8 +13,32 @@ import math
 from hedgerow_protos.hedging import OWN_PUSHBACK, PUSHBACK
 from hedgerow_protos.rpc_status_pb2 import Delay, Detail, RetryInfo, Status
 
+from hedgerow_server.errors import NEVER, Draining, ServingError
+
+#: Characters of a status message; clients refuse trailers above 8 KiB, and a
+#: model may have thousands of inputs to enumerate.
+_LONGEST_MESSAGE = 1000
+
 DETAILS = "grpc-status-details-bin"
 _RETRY_INFO = "type.googleapis.com/google.rpc.RetryInfo"
+
+
+def ending(error: ServingError, *, is_attempt: bool) -> tuple[str, list[tuple[str, str | bytes]]]:
+    """The message of a status, and the metadata that goes with it.
+
+    Args:
+        error: That ends a call.
+        is_attempt: Whether the call was tried elsewhere before.
+    """
+    message = str(error)
+    if len(message) > _LONGEST_MESSAGE:
+        message = message[:_LONGEST_MESSAGE] + "..."
+    retry_after = error.retry_after
+    if isinstance(error, Draining) and is_attempt:
+        # Another region has more than this one to choose from. Any other caller may well try again:
+        # its next attempt finds another server.
+        retry_after = NEVER
+    return message, [] if retry_after is None else trailing(error.code.value[0], message, retry_after)
 
 
 def trailing(code: int, message: str, retry_after: float) -> list[tuple[str, str | bytes]]:

@@ -53,7 +53,7 @@ class Gatherer:
             self._retired.add(*self._known.pop(gone))
         models = [choice.model for routes in table.models.values() for choice in routes.versions.values()]
         return metrics.dump(
-            versions=[*self._known.values(), (metrics.UNKNOWN_MODEL, "", self._answerer.unrouted)],
+            versions=[*self._known.values(), (metrics.UNKNOWN_MODEL, "", self._answerer.books.unrouted)],
             retired=self._retired,
             in_flight=self._answerer.in_flight,
             queue_depth=sum(len(model.queue) for model in models),
