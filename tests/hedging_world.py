@@ -64,8 +64,8 @@ class ScriptedRuns:
 
     def run_waiting(self, *models: Model) -> None:
         """Begins whatever waits, each request on its own."""
-        for model in models:
-            self._run(model)
+        for of in models:
+            self._run(of)
 
     def _run(self, of: Model) -> None:
         loop = asyncio.get_running_loop()
@@ -369,7 +369,7 @@ class World:
         answerer, hedger = self.answerer, self.hedger
         assert answerer.in_flight == 0
         assert answerer._held_bytes == 0
-        assert not answerer._delayed
+        assert answerer._fault is None or not answerer._fault.give_up()
         assert not answerer._joining
         assert not answerer._fallback.is_busy
         assert not hedger._attempts

@@ -18,6 +18,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import cast
 
 from hedgerow_protos.breaker import State
@@ -114,8 +115,6 @@ class Answerer:
         self._features: Features | None = None
         self._hedger: Hedger | None = None
         self._fault: FaultInjection | None = None
-        # Calls that fault injection holds up.
-        self._delayed: dict[Call, asyncio.TimerHandle] = {}
         self._fallback = Fallback(self._give_rules, self._end_with, clock)
         # Of the calls that have just arrived: attempts of those who have counted them already.
         self._tried_before = 0
@@ -281,9 +280,7 @@ class Answerer:
             call.probe = model.breaker.acquire()
             if call.probe is None and self._is_spared(call, model):
                 return None
-        if self._fault is not None and (seconds := self._fault.strike()):
-            loop = asyncio.get_running_loop()
-            self._delayed[call] = loop.call_later(seconds, self._run_delayed, call, model)
+        if self._fault is not None and self._fault.strike(call, partial(self._run_late, call, model)):
             return None
         model.queue.add(call)
         return model
@@ -308,8 +305,7 @@ class Answerer:
             return True
         return self._fallback.take(call, refusal)
 
-    def _run_delayed(self, call: Call, model: Model) -> None:
-        del self._delayed[call]
+    def _run_late(self, call: Call, model: Model) -> None:
         model.queue.add(call)
         self._engine.run_waiting(model)
 
@@ -436,9 +432,10 @@ class Answerer:
     def abandon(self) -> None:
         """Ends every call under way as UNAVAILABLE: the time that a drain gives is over."""
         elsewhere = self._hedger.give_up() if self._hedger is not None else []
+        held_up = self._fault.give_up() if self._fault is not None else []
         for work in (
             *self._joining,
-            *self._delayed,
+            *held_up,
             *self._engine.give_up(),
             *elsewhere,
             *self._fallback.give_up(),
@@ -519,7 +516,7 @@ class Answerer:
                 call.line is not None
                 or call.race is not None
                 or call.probe is not None
-                or self._delayed
+                or self._fault is not None
                 or self._fallback.is_busy
             ):
                 self._let_go(call, code)
@@ -550,9 +547,8 @@ class Answerer:
                 call.probe.success()
             else:
                 call.probe.ignore()
-        delayed = self._delayed.pop(call, None)
-        if delayed is not None:
-            delayed.cancel()
+        if self._fault is not None:
+            self._fault.ended(call)
 
     async def idle(self) -> None:
         """Returns when no call is under way."""
