@@ -38,20 +38,12 @@ class ViewCounts:
         #: Answered by the store, absences included.
         self.stored = 0
 
-    def served(self, judged: Sequence[int], ages: Sequence[float]) -> None:
-        """Counts values that requests got.
-
-        Args:
-            judged: By `Freshness`.
-            ages: Of those that were no defaults, in seconds.
-        """
-        for freshness in range(len(self.reads)):
-            self.reads[freshness] += judged.count(freshness)
-        if not ages:
-            return
+    def add_ages(self, ages: Sequence[float]) -> None:
+        """Counts the ages, in seconds, of some values that were no defaults."""
         self.age_sum += sum(ages)
-        first, last = bisect_left(AGE_BOUNDS, min(ages)), bisect_left(AGE_BOUNDS, max(ages))
-        if first == last:  # as those of values that were read together mostly are
+        first = bisect_left(AGE_BOUNDS, min(ages))
+        # As of values that were read together.
+        if first == bisect_left(AGE_BOUNDS, max(ages)):
             self.age_buckets[first] += len(ages)
             return
         for age in ages:

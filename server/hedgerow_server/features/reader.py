@@ -146,7 +146,7 @@ class FeatureReader:
         self, view: View, known: dict[bytes, Known | None], wait: Wait | None, *, at_store: bool
     ) -> None:
         """Asks for keys that nobody is asking for; without a `wait`, ahead of time."""
-        for part in _parts(known):
+        for part in (known,) if len(known) <= FLIGHT_KEYS else _parts(known):
             flight = Flight(part, at_store=at_store)
             self._take_off(view, flight)
             if wait is not None and flight.landed:
@@ -278,8 +278,6 @@ class FeatureReader:
 
 
 def _parts(known: dict[bytes, Known | None]) -> list[dict[bytes, Known | None]]:
-    if len(known) <= FLIGHT_KEYS:
-        return [known]
     items = list(known.items())
     return [dict(items[first : first + FLIGHT_KEYS]) for first in range(0, len(items), FLIGHT_KEYS)]
 

@@ -112,18 +112,23 @@ class View:
             known: What is known of each entity.
             now: As for `from_cache`.
         """
-        bounds, default = self.bounds, self.rows.default_row
+        bounds, default, reads = self.bounds, self.rows.default_row, self.counts.reads
         rows: list[bytes] = []
         ages: list[float] = []
-        judged = [judge(one, bounds, now) for one in known]
-        for one, freshness in zip(known, judged, strict=True):
+        worst = Freshness.FRESH
+        for one in known:
+            freshness = judge(one, bounds, now)
+            reads[freshness] += 1
+            if freshness is not Freshness.FRESH:
+                worst = max(worst, freshness)
             if one is None or one.row is None or freshness is Freshness.DEFAULT:
                 rows.append(default)
             else:
                 rows.append(one.row)
                 ages.append(now - one.confirmed)
-        self.counts.served(judged, ages)
-        return rows, max(judged, default=Freshness.FRESH)
+        if ages:
+            self.counts.add_ages(ages)
+        return rows, worst
 
     def to_cache(self, known: Known, wall: float, now: float) -> tuple[bytes, int]:
         """A value as the cache holds it, and for how many milliseconds.
