@@ -74,7 +74,7 @@ _NUMBERS: dict[str, dict[str, Callable[[str], float]]] = {
 }
 
 
-async def perform(proxy: FaultProxy, line: str) -> str:
+def perform(proxy: FaultProxy, line: str) -> str:
     """Does what a line says, one of `COMMANDS`; returns what to print.
 
     Raises:
@@ -92,8 +92,6 @@ async def perform(proxy: FaultProxy, line: str) -> str:
         raise ValueError(f"{line.strip()!r} is no command; help lists them")
     elif command == "help":
         return COMMANDS
-    elif command in ("accept", "heal"):
-        await getattr(proxy, command)()
     elif command != "status":
         getattr(proxy, command)()
     return proxy.status()
@@ -191,7 +189,7 @@ async def _obey(proxy: FaultProxy) -> None:
     with _reading(lines):
         while (line := await lines.get()) is not None:
             try:
-                print(await perform(proxy, line), flush=True)
+                print(perform(proxy, line), flush=True)
             except (ValueError, OSError) as error:
                 print(f"error: {error}", flush=True)
 

@@ -46,9 +46,10 @@ class Connection:
     Args:
         proxy: That it passes.
         number: Of the connections of this proxy, from 1.
+        caller: Just accepted; from now on the connection's.
     """
 
-    def __init__(self, proxy: Proxy, number: int) -> None:
+    def __init__(self, proxy: Proxy, number: int, caller: socket.socket) -> None:
         self._proxy = proxy
         self.caller, self.server = _End(self), _End(self)
         now = asyncio.get_running_loop().time()
@@ -64,6 +65,11 @@ class Connection:
         self._connecting: asyncio.Task[Any] | None = None
         self.is_over = False
         self._is_half_open = False
+        caller.setblocking(False)
+        loop = asyncio.get_running_loop()
+        self._accepting = loop.create_task(loop.connect_accepted_socket(lambda: self.caller, caller))
+        self._accepting.add_done_callback(self._opened)
+        self.connect()
 
     def __repr__(self) -> str:
         return f"<Connection {'over, ' if self.is_over else ''}{self.upstream.link}, {self.downstream.link}>"
@@ -80,9 +86,9 @@ class Connection:
             host, port = split_address(self._proxy.target)
             loop = asyncio.get_running_loop()
             self._connecting = loop.create_task(loop.create_connection(lambda: self.server, host, port))
-            self._connecting.add_done_callback(self._connected)
+            self._connecting.add_done_callback(self._opened)
 
-    def _connected(self, attempt: asyncio.Task[Any]) -> None:
+    def _opened(self, attempt: asyncio.Task[Any]) -> None:
         if not attempt.cancelled() and attempt.exception() is not None:
             # The caller has a connection already, with this proxy: too late to refuse it.
             self._proxy.counts["unreachable"] += 1
@@ -148,8 +154,8 @@ class Connection:
             self._connecting.cancel()
 
     def _forget_if_gone(self) -> None:
-        connecting = self._connecting is not None and not self._connecting.done()
-        if self.caller.is_gone and (self.server.is_gone or self.server.transport is None) and not connecting:
+        is_opening = any(task is not None and not task.done() for task in (self._accepting, self._connecting))
+        if self.caller.is_gone and (self.server.is_gone or self.server.transport is None) and not is_opening:
             self._proxy.forget(self)
 
 
@@ -161,13 +167,14 @@ class _End(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.is_writable = False
         self.is_gone = False
+        self._is_closed = False
         self.into: _Flow
         self.out_of: _Flow
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
-        if self._connection.is_over:
+        if self._connection.is_over or self._is_closed:
             transport.abort()
             return
         self.is_writable = True
@@ -194,6 +201,7 @@ class _End(asyncio.Protocol):
         self._connection.lost(self, error)
 
     def close(self) -> None:
+        self._is_closed = True
         if self.transport is not None:
             self.transport.close()
 

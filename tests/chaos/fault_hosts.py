@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
@@ -62,7 +62,7 @@ class ProxyThread:
 
     def do(self, command: str) -> str:
         """Performs a command of `fault_command.COMMANDS`; ValueError if it is none. Returns the status."""
-        return self._run(fault_command.perform(self._proxy, command))
+        return self.call(lambda proxy: fault_command.perform(proxy, command))
 
     def set(self, *, upstream: Faults | None = None, downstream: Faults | None = None) -> None:
         """Sets the faults of one direction or of both."""
@@ -83,10 +83,7 @@ class ProxyThread:
         async def do() -> T:
             return work(self._proxy)
 
-        return self._run(do())
-
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(_HANG)
+        return asyncio.run_coroutine_threadsafe(do(), self._loop).result(_HANG)
 
     def _work(self) -> None:
         try:

@@ -65,24 +65,20 @@ class FaultProxy:
         self._has_none.set()
         #: Bound; listens unless connections are refused, and keeps the port from others while they are.
         self._socket: socket.socket | None = None
-        self._server: asyncio.Server | None = None
+        self._is_listening = False
 
     def __repr__(self) -> str:
         return f"<FaultProxy {self.status()}>"
 
     async def __aenter__(self) -> Self:
         self._bind()
-        await self.accept()
+        self.accept()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._server is not None:
-            self._server.close()
-        if self._socket is not None:
-            self._socket.close()
-        self._server = self._socket = None
+        self._close_socket()
         for connection in [*self._connections]:
             connection.abort(rst=False)
         await self._has_none.wait()
@@ -160,34 +156,34 @@ class FaultProxy:
 
     def refuse(self) -> None:
         """Refuses new connections until `accept`; those that exist go on."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        if self._is_listening:
+            self._close_socket()
             self._bind()
 
-    async def accept(self) -> None:
+    def accept(self) -> None:
         """Accepts connections again, on the same port."""
-        if self._server is None:
+        if not self._is_listening:
             assert self._socket is not None, "use a proxy with `async with`"
-            loop = asyncio.get_running_loop()
-            self._server = await loop.create_server(self._accepted, sock=self._socket, backlog=1024)
+            self._is_listening = True
+            self._socket.listen(1024)
+            asyncio.get_running_loop().add_reader(self._socket, self._accept)
 
     def down(self) -> None:
         """As if the process at the target had died: resets all connections, and refuses new ones."""
         self.refuse()
         self.reset()
 
-    async def heal(self) -> None:
+    def heal(self) -> None:
         """No faults any more; connections that missed something are reset."""
         self.faults = Faults()
         for connection in [*self._connections]:
             if not connection.is_whole:
                 connection.abort(rst=True)
-        await self.accept()
+        self.accept()
 
     def status(self) -> str:
         """What is set and what happened, in a line."""
-        doing = "listens" if self._server is not None else "refuses"
+        doing = "listens" if self._is_listening else "refuses"
         counts = " ".join(f"{name}={number}" for name, number in sorted(self.counts.items()))
         return (
             f"{doing} at {self.address}, target {self.target}; {len(self._connections)} open; "
@@ -205,19 +201,31 @@ class FaultProxy:
         self._socket = socket.socket(family, socket.SOCK_STREAM)
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._socket.setblocking(False)
             self._socket.bind((self._host, self._port))
             self._port = self._socket.getsockname()[1]
         except OSError:
             self._socket.close()
             raise
 
-    def _accepted(self) -> asyncio.Protocol:
+    def _close_socket(self) -> None:
+        assert self._socket is not None
+        if self._is_listening:
+            asyncio.get_running_loop().remove_reader(self._socket)
+        self._socket.close()
+        self._is_listening = False
+
+    def _accept(self) -> None:
+        # Not by asyncio's server, which forgets to close a connection that it accepted when it was closed.
+        assert self._socket is not None
+        try:
+            caller, _ = self._socket.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return  # has left again
         self.counts["connections"] += 1
-        connection = Connection(self, self.counts["connections"])
+        connection = Connection(self, self.counts["connections"], caller)
         self._connections.add(connection)
         self._has_none.clear()
-        connection.connect()
-        return connection.caller
 
     def _set(self, upstream: Faults, downstream: Faults) -> None:
         self._upstream, self._downstream = upstream, downstream

@@ -48,15 +48,15 @@ NOWHERE = "127.0.0.1:1"
 async def test_a_command_sets_its_fault_and_off_ends_it(line, wanted, stream):
     """In both directions or in the named one; what else is set stays."""
     async with FaultProxy(NOWHERE) as proxy:
-        status = await perform(proxy, f"{line} {stream}")
+        status = perform(proxy, f"{line} {stream}")
         assert proxy.upstream == (wanted if stream != "downstream" else Faults())
         assert proxy.downstream == (wanted if stream != "upstream" else Faults())
         assert status == proxy.status()
-        await perform(proxy, "latency 1" if "latency" not in line else "bandwidth 1")
+        perform(proxy, "latency 1" if "latency" not in line else "bandwidth 1")
         others = proxy.upstream, proxy.downstream
         assert others[stream == "downstream"] != Faults(), "one command does not undo another"
-        await perform(proxy, f"{line.split()[0]} off")
-        await perform(proxy, "latency off" if "latency" not in line else "bandwidth off")
+        perform(proxy, f"{line.split()[0]} off")
+        perform(proxy, "latency off" if "latency" not in line else "bandwidth off")
         assert proxy.faults == Faults()
 
 
@@ -82,22 +82,22 @@ async def test_a_command_sets_its_fault_and_off_ends_it(line, wanted, stream):
 async def test_a_wrong_command_is_refused_and_changes_nothing(line):
     async with FaultProxy(NOWHERE) as proxy:
         with pytest.raises(ValueError, match=r"\w"):
-            await perform(proxy, line)
+            perform(proxy, line)
         assert proxy.faults == Faults()
 
 
 async def test_help_lists_every_command_and_each_is_one():
     async with FaultProxy(NOWHERE) as proxy:
-        assert await perform(proxy, "help") == await perform(proxy, "") == COMMANDS
+        assert perform(proxy, "help") == perform(proxy, "") == COMMANDS
         words = re.findall(r"^  (\w+)(?:, (\w+))?(?: |$)", COMMANDS, re.MULTILINE)
         names = {name for pair in words for name in pair if name}
         assert {"latency", "refuse", "accept", "heal", "half_open", "status"} <= names
         for name in names:
             with contextlib.suppress(ValueError):
-                await perform(proxy, name)
+                perform(proxy, name)
             with pytest.raises(ValueError, match=r"takes|is no"):
-                await perform(proxy, f"{name} 1 2 3 4")
-        await perform(proxy, "heal")
+                perform(proxy, f"{name} 1 2 3 4")
+        perform(proxy, "heal")
 
 
 def listens(host, port):
@@ -302,33 +302,33 @@ async def test_what_a_client_sees_of_a_real_server_in_every_fault(tmp_path):
             assert await ask() >= 0.05
             proxy.faults = BLACK_HOLE
             await fails(grpc.StatusCode.DEADLINE_EXCEEDED, timeout=0.3)
-            await proxy.heal()
+            proxy.heal()
             await answered_again()
             proxy.faults = Faults(reset_peer=1)
             await fails(grpc.StatusCode.UNAVAILABLE)
-            await proxy.heal()
+            proxy.heal()
             await answered_again()
             asked = asyncio.ensure_future(fails(grpc.StatusCode.UNAVAILABLE))
             proxy.upstream = Faults(latency=5)
             await asyncio.sleep(0.1)
             proxy.reset()
             await asked
-            await proxy.heal()
+            proxy.heal()
             await answered_again()
             proxy.half_open()
             await fails(grpc.StatusCode.DEADLINE_EXCEEDED, timeout=0.3)
-            await proxy.heal()
+            proxy.heal()
             await answered_again()
             proxy.downstream = Faults(limit_data=1)
             await fails(grpc.StatusCode.UNAVAILABLE)
             proxy.down()
             await fails(grpc.StatusCode.UNAVAILABLE)
-            await proxy.heal()
+            proxy.heal()
             await answered_again()
             proxy.faults = BLACK_HOLE
             server.process.kill()
             await fails(grpc.StatusCode.DEADLINE_EXCEEDED, timeout=0.3)
-            await proxy.heal()
+            proxy.heal()
             await fails(grpc.StatusCode.UNAVAILABLE)
     finally:
         server.process.kill()

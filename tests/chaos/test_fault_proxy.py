@@ -233,7 +233,7 @@ async def test_an_endless_stall_is_a_partition_that_tcp_survives(bench):
     caller.say(b"held")
     server.say(b"held too")
     await asyncio.gather(caller.hears_nothing(), server.hears_nothing())
-    await bench.proxy.heal()
+    bench.proxy.heal()
     assert await server.hears(4) == b"held"
     assert await caller.hears(8) == b"held too"
 
@@ -297,7 +297,7 @@ async def test_a_black_hole_hides_that_the_server_died(bench, how):
     bench.proxy.faults = BLACK_HOLE
     server.reset() if how == "reset" else server.writer.close()
     await caller.hears_nothing()
-    await bench.proxy.heal()
+    bench.proxy.heal()
     await caller.hears_reset()
 
 
@@ -335,7 +335,7 @@ async def test_refused_and_accepted_again_on_the_same_port(bench):
         assert await server.hears(7) == b"goes on"
         with socket.socket() as other, pytest.raises(OSError, match="in use"):
             other.bind(("127.0.0.1", int(address.split(":")[1])))
-        await bench.proxy.accept()
+        bench.proxy.accept()
         await bench.pair()
     assert bench.proxy.address == address
 
@@ -345,7 +345,7 @@ async def test_down_resets_what_exists_and_refuses_what_comes_until_heal(bench):
     bench.proxy.down()
     assert await bench.is_refused()
     await asyncio.gather(caller.hears_reset(), server.hears_reset())
-    await bench.proxy.heal()
+    bench.proxy.heal()
     await bench.pair()
 
 
@@ -385,7 +385,7 @@ async def test_half_open_closes_one_side_and_never_tells_the_other(bench, closed
     await untold.hears_nothing()
     bench.proxy.faults = Faults(latency=0.001)
     await untold.hears_nothing()
-    await bench.proxy.heal()
+    bench.proxy.heal()
     await untold.hears_reset()
     assert await bench.pair()
 
@@ -486,7 +486,7 @@ async def test_faults_that_change_all_the_time_damage_nothing(bench):
     changing.cancel()
     await asyncio.wait((changing,))
     assert changing.cancelled()
-    await bench.proxy.heal()
+    bench.proxy.heal()
     assert await heard == data
 
 
@@ -536,6 +536,50 @@ async def test_while_it_connects_everything_may_end(then):
         await until(lambda: sockets() == before)
 
 
+@pytest.mark.parametrize("turns", range(6))
+async def test_half_open_closes_who_is_still_in_the_door_too(bench, turns):
+    host, port = bench.proxy.address.split(":")
+    with socket.create_connection((host, int(port))) as caller:
+        caller.setblocking(False)
+        while bench.proxy.counts["connections"] == 0:  # noqa: ASYNC110 - turn by turn
+            await asyncio.sleep(0)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        bench.proxy.half_open(closed="caller")
+        async with asyncio.timeout(SOON):
+            assert await asyncio.get_running_loop().sock_recv(caller, 1) == b""
+
+
+@pytest.mark.parametrize("turns", range(6))
+@pytest.mark.parametrize("then", ["close", "refuse"])
+async def test_a_caller_in_the_door_when_it_shuts_leaves_nothing(then, turns):
+    """The kernel has the connection, the event loop is some turns into accepting it."""
+    tasks, target = asyncio.all_tasks(), Target()
+    async with target.listening() as address:
+        before = sockets()
+        async with asyncio.timeout(SOON), FaultProxy(address) as proxy:
+            host, port = proxy.address.split(":")
+            caller = socket.create_connection((host, int(port)))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            if then == "refuse":
+                proxy.refuse()
+                proxy.accept()
+                (await Bench(target, proxy).call()).reset()
+                await until(lambda: proxy.counts["connections"] > 0)
+            caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            caller.close()
+            if then == "refuse":
+                await until(lambda: "; 0 open" in proxy.status())
+
+        def is_clean() -> bool:
+            for peer in target.peers:
+                peer.writer.transport.abort()
+            return asyncio.all_tasks() <= tasks and sockets() == before
+
+        await until(is_clean)
+
+
 async def test_a_caller_that_leaves_before_the_server_is_reached_leaves_nothing(bench):
     for _ in range(20):
         (await bench.call()).reset()
@@ -580,7 +624,7 @@ async def test_everything_at_once_in_any_order_and_it_still_works(bench):
             if choice == 0:
                 source.choice((proxy.refuse, proxy.down, proxy.reset, proxy.half_open))()
             elif choice == 1:
-                await source.choice((proxy.accept, proxy.heal))()
+                source.choice((proxy.accept, proxy.heal))()
             elif choice == 2:
                 proxy.half_open(closed="caller")
             else:
@@ -600,7 +644,7 @@ async def test_everything_at_once_in_any_order_and_it_still_works(bench):
             await asyncio.sleep(0.01)
         for task in work:
             task.cancel()
-        await proxy.heal()
+        proxy.heal()
         proxy.reset()
         for peer in (*bench.callers, *bench.target.peers):
             peer.writer.transport.abort()
