@@ -21,6 +21,10 @@ _log = logging.getLogger(__name__)
 #: A worker that closed its link but has not ended by then is killed.
 EXIT_SECONDS = 5.0
 
+#: Trial loads fork, and execute another program at once. gRPC's handlers for programs that go on after a fork
+#: stop its DNS resolver in the middle of a look-up, which ends the process (seen with gRPC 1.85).
+_NO_FORK_HANDLERS = {"GRPC_ENABLE_FORK_SUPPORT": "false"}
+
 
 class WorkerProcess:
     """One worker process, from its start to its end."""
@@ -56,7 +60,7 @@ class WorkerProcess:
                     f"--serve={entry}",
                     stdin=asyncio.subprocess.DEVNULL,
                     # What an operator has set wins.
-                    env={"GLIBC_TUNABLES": TUNABLES, **os.environ},
+                    env={"GLIBC_TUNABLES": TUNABLES, **_NO_FORK_HANDLERS, **os.environ},
                     pass_fds=(theirs.fileno(),),
                     process_group=0,  # Ctrl-C in a terminal goes to the supervisor alone
                 )

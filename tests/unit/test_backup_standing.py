@@ -270,10 +270,11 @@ async def test_models_whose_latency_is_known_are_bounded(backup: Backup):
 
 @pytest.mark.parametrize("answer", [b"\xff\xff no reply", b"\x12\x03abc\xff", None])
 async def test_a_probe_that_is_answered_by_anything_else_opens_the_breaker_and_ends_nothing(
-    backup: Backup, region: Region, answer: bytes | None
+    backup: Backup, region: Region, caplog: pytest.LogCaptureFixture, answer: bytes | None
 ):
     """What probes must not end: it runs as long as the worker, and the worker with it."""
     region.ready = answer
+    caplog.set_level("WARNING")
     following = asyncio.create_task(backup.follow())
     await asyncio.sleep(8)
     assert not following.done()
@@ -281,6 +282,8 @@ async def test_a_probe_that_is_answered_by_anything_else_opens_the_breaker_and_e
     region.ready = ServerReadyResponse(ready=True).SerializeToString()
     await asyncio.sleep(5)
     assert obstacle(backup) == "", "it is back without a request having tried it"
+    said = [record.getMessage() for record in caplog.records]
+    assert [line.partition(":1: ")[2].split()[0] for line in said] == ["not", "answers"], "once each"
     following.cancel()
     await asyncio.wait([following])
 

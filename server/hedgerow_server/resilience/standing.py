@@ -62,7 +62,9 @@ class Standing:
         self.address = address
         #: Where it is, as it says itself; until then its address.
         self.region = address
-        self.breaker = Breaker(f"backup {address}", _policy(SLOW_AT_LEAST), clock, _say)
+        self.breaker = Breaker(f"backup {address}", _policy(SLOW_AT_LEAST), clock, self._say)
+        # The log says so.
+        self._is_known_as_down = False
         #: It did not say that it is not ready: that it drains, or its models are not loaded.
         self.is_ready = True
         self._clock = clock
@@ -210,6 +212,14 @@ class Standing:
             latencies = self._latencies[model] = deque(maxlen=65)
         latencies.append(seconds)
 
+    def _say(self, breaker: Breaker) -> None:
+        """Once when it goes and once when it is back, not for each probe between."""
+        if breaker.state is State.OPEN and not self._is_known_as_down:
+            log.warning("%s: not used until it answers probes again: %s", breaker.name, breaker.reason)
+        elif breaker.state is State.CLOSED:
+            log.warning("%s: answers again", breaker.name)
+        self._is_known_as_down = breaker.state is not State.CLOSED
+
     def status(self) -> dict[str, object]:
         """How it fares, for /health/dependencies."""
         breaker = self.breaker
@@ -226,10 +236,3 @@ class Standing:
 
 def _policy(slow_after: float) -> Policy:
     return Policy(window=5.0, minimum=3, slow_after=slow_after, open_for=1.0, probes=2)
-
-
-def _say(breaker: Breaker) -> None:
-    if breaker.state is State.OPEN:
-        log.warning("%s: not tried for %g s: %s", breaker.name, breaker.policy.open_for, breaker.reason)
-    elif breaker.state is State.CLOSED:
-        log.warning("%s: answers again", breaker.name)
