@@ -77,6 +77,23 @@ async def test_what_is_answered_in_time_is_not_tried_elsewhere_and_leaves_no_tim
     await world.check_is_over()
 
 
+async def test_each_request_waits_its_own_time_with_one_timer_for_all():
+    """A timer each would keep thousands of them, and their messages, alive."""
+    world = World.open(burst=1000)
+    world.regions[0].plans = [HANGS]
+    began = now()
+    for i in range(10):
+        world.arrive(*[world.call(here=Ends("answer", 0.2)) for _ in range(5)])
+        timers = [timer for timer in asyncio.get_running_loop()._scheduled if not timer.cancelled()]
+        assert sum("Watch._look" in repr(timer) for timer in timers) == 1, i
+        await asyncio.sleep(0.005)
+    await world.answerer.idle()
+    for i, (at, _, _) in enumerate(world.regions[0].asked):
+        assert at - began == pytest.approx(AFTER + 0.005 * (i // 5), abs=0.002)
+    assert len(world.regions[0].asked) == 50
+    await world.check_is_over()
+
+
 async def test_the_attempt_at_the_backup_is_cancelled_when_the_answer_comes_from_here():
     world = World.open()
     world.regions[0].plans = [HANGS]
@@ -207,6 +224,22 @@ async def test_an_adaptive_delay_never_exceeds_the_fixed_one():
     began = now()
     await world.ask(here=Ends("answer", 0.1))
     assert world.regions[0].asked[asked][0] - began == pytest.approx(AFTER, abs=0.002)
+
+
+async def test_the_wall_clock_may_jump(monkeypatch):
+    """Deadlines, delays, breakers and probes go by monotonic clocks; only the log has the time of day."""
+    jumps = iter(range(10**6))
+    monkeypatch.setattr("time.time", lambda: 1.8e9 + next(jumps) * 86_400 * (-1) ** (next(jumps) // 2))
+    world = World.open()
+    probing = asyncio.create_task(world.hedger.run())
+    began = now()
+    for _ in range(20):
+        assert outcome(await world.ask(here=Ends("answer", 0.5))) == (THERE, "hedge", "west")
+    assert now() - began == pytest.approx(20 * (AFTER + 0.01), abs=0.05)
+    assert len({line.time for line in world.log.lines}) == 20
+    probing.cancel()
+    await asyncio.wait([probing])
+    await world.check_is_over()
 
 
 # ------------------------------------------------------------ several backups

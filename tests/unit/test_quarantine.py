@@ -76,18 +76,21 @@ async def test_a_probe_that_says_nothing_makes_room_for_the_next(how: str):
     await trip(world)
     await asyncio.sleep(QUARANTINE.open_for)
     world.regions[0].plans = [Ends("answer", 0.01 if how == "hedged" else NEVER)]
-    call = world.call(here=HANGS, remaining=0.01 if how == "late" else 1.0)
-    world.arrive(call)
-    assert call.probe is not None
-    await asyncio.sleep(0.001)
-    if how == "cancelled":
-        world.answerer.cancel(call)
-    elif how == "abandoned":
-        world.answerer.abandon()
-    await world.answerer.idle()
-    assert world.models[0].breaker.state is State.HALF_OPEN
-    assert not world.models[0].breaker.refuses()
-    await world.check_is_over(cancelled=[call] if how == "cancelled" else [])
+    cancelled = []
+    for _ in range(QUARANTINE.probes):
+        call = world.call(here=HANGS, remaining=0.01 if how == "late" else 1.0)
+        world.arrive(call)
+        assert call.probe is not None
+        await asyncio.sleep(0.001)
+        if how == "cancelled":
+            cancelled.append(call)
+            world.answerer.cancel(call)
+        elif how == "abandoned":
+            world.answerer.abandon()
+        await world.answerer.idle()
+        assert world.models[0].breaker.state is State.HALF_OPEN
+        assert not world.models[0].breaker.refuses()
+    await world.check_is_over(cancelled=cancelled)
 
 
 @virtual
