@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from hedgerow_server.engine.batching import BatchQueue
 from hedgerow_server.engine.latency import LatencyModel
-from hedgerow_server.gate.admission import ORDINARY, Admission, Class, Refusal, backlog
+from hedgerow_server.gate.admission import ORDINARY, PRIORITY, Admission, Class, Refusal, backlog
 from hedgerow_server.gate.concurrency import DEFAULT_BOUNDS, Bounds, ConcurrencyLimit
 
 
@@ -39,7 +39,7 @@ class Seen:
     """What became of the requests of some stretch of time."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
-    by_class: Counter[tuple[str, str]] = field(default_factory=Counter)
+    by_class: Counter[tuple[str, float, str]] = field(default_factory=Counter)
     latencies: list[float] = field(default_factory=list)
     limits: list[int] = field(default_factory=list)
     waste: float = 0.0
@@ -58,6 +58,7 @@ class Station:
         slots: runs at once.
         max_rows: in one run.
         bounds: of the limit.
+        prioritized: whether requests have priorities.
     """
 
     name = "m"
@@ -69,13 +70,15 @@ class Station:
         slots: int = 2,
         max_rows: int = 1,
         bounds: Bounds = DEFAULT_BOUNDS,
+        prioritized: bool = False,
         seed: int = 0,
     ) -> None:
         self.random = random.Random(seed)
         self.service = service
         self.slots = slots
         self.max_rows = max_rows
-        self.queue: BatchQueue[Request] = BatchQueue(max_rows)
+        self.prioritized = prioritized
+        self.queue: BatchQueue[Request] = BatchQueue(max_rows, prioritized=prioritized)
         self.latency = LatencyModel(service(1, 0.0))
         self.limit = ConcurrencyLimit()
         self.limit.move(threaded=True)
@@ -130,10 +133,17 @@ class Station:
     # ------------------------------------------------------------- the way through
 
     def refusal(self, request: Request) -> Refusal | None:
-        """What the door says."""
+        """What the door says; one of lower priority may have to go for it."""
+        full = self.admission.full(self, request.of)
+        if full is not None:
+            lower = self.queue.displace(request.priority)
+            if lower is None:
+                return full
+            self.in_flight -= 1
+            self._end(lower, f"refused {PRIORITY}")
         run = self.latency.known(self.queue.typical_rows())
-        found = backlog(self.queue.runs_ahead(), self.slots - self.running, self.slots, run)
-        return self.admission.admit(self, request.of, found, request.deadline - self.now)
+        found = backlog(self.queue.runs_ahead(request.priority), self.slots - self.running, self.slots, run)
+        return self.admission.late(self, request.of, found, request.deadline - self.now)
 
     def enter(self, request: Request) -> None:
         """A request arrives."""
@@ -149,13 +159,13 @@ class Station:
     def _begin(self) -> None:
         while self.queue.length and self.running < self.slots:
             expected = self.latency.expect(self.queue.next_rows(self.now))
-            batch, expired = self.queue.take(self.now, expected, self.latency.likely)
+            batch, expired = self.queue.take(self.now, expected, self.latency.likely, self.latency.known)
             for request in expired:
                 self.in_flight -= 1
                 self._end(request, "expired")
             if not batch:
                 continue
-            last = batch[-1]
+            last = self.queue.lowest() or batch[-1] if self.prioritized else batch[-1]
             self.limit.sample(
                 self.now,
                 self.now - last.queued_ns * 1e-9,
@@ -183,7 +193,7 @@ class Station:
         assert not request.ended, "ended twice"
         request.ended = True
         self.seen.outcomes[outcome] += 1
-        self.seen.by_class[request.of.reason, outcome] += 1
+        self.seen.by_class[request.of.reason, request.of.share, outcome] += 1
         if outcome == "good":
             self.seen.latencies.append(self.now - request.arrived)
         if request.done is not None:

@@ -108,7 +108,7 @@ class Answerer:
         self._clock = clock
         self._nanoseconds = nanoseconds
         self._admission = admission or Admission()
-        self._door = Door(self._admission, engine)
+        self._door = Door(self._admission, engine, self._refuse)
         #: Reads requests and writes replies for what can be chosen.
         self.codecs = Codecs()
         self._region = region
@@ -234,8 +234,9 @@ class Answerer:
         call.choice = choice
         call.codec = codec = self.codecs[choice]
         model = choice.model
-        if model.priorities.levels:
-            call.priority = model.priorities.of(head.priority)
+        if model.is_prioritized:
+            # A hedge has the lowest: it is somebody's second chance.
+            call.priority = model.priorities.of(head.priority, is_hedge=trace.attempt == HEDGE)
         if model.in_flight >= model.limit.ample:
             choice = self._door.enter(call, choice, head.priority, table, now)
             if choice is not call.choice:

@@ -8,6 +8,7 @@ import pytest
 from hedgerow_server.gate.admission import (
     DEADLINE,
     HEDGES,
+    LONGEST_RETRY,
     ORDINARY,
     REASONS,
     SHADOWS,
@@ -22,8 +23,6 @@ from hedgerow_server.gate.busy import Busy
 from hedgerow_server.gate.concurrency import OPEN_TO_ALL, Bounds, ConcurrencyLimit
 from hypothesis import given
 from hypothesis import strategies as st
-
-FREE = Backlog(wait=0.0, run=0.01)
 
 
 @dataclass(eq=False)
@@ -49,7 +48,7 @@ def taken(of: Class) -> int:
     version = Version()
     door = admission(Bounds(1, 100, adaptive=False), version)
     for version.in_flight in range(200):
-        if door.admit(version, of, FREE, 10.0) is not None:
+        if door.full(version, of) is not None:
             return version.in_flight
     raise AssertionError
 
@@ -72,8 +71,8 @@ def test_who_would_be_late_is_refused_and_told_when_the_queue_has_drained() -> N
     version = Version(in_flight=5)
     door = admission(Bounds(), version)
     found = Backlog(wait=0.2, run=0.1)
-    assert door.admit(version, ORDINARY, found, 0.31) is None
-    refusal = door.admit(version, ORDINARY, found, 0.29)
+    assert door.late(version, ORDINARY, found, 0.31) is None
+    refusal = door.late(version, ORDINARY, found, 0.29)
     assert refusal is not None
     assert (refusal.reason, refusal.retry_after) == (DEADLINE, 0.2)
     assert "290 ms left" in refusal.message
@@ -83,22 +82,39 @@ def test_who_would_be_late_is_refused_and_told_when_the_queue_has_drained() -> N
 def test_an_idle_model_takes_any_request() -> None:
     """What is expected of its runs may be out of date; nobody would ever find out."""
     version = Version(in_flight=0)
-    assert admission(Bounds(), version).admit(version, HEDGES, Backlog(0.0, 5.0), 0.001) is None
+    door = admission(Bounds(1, 1), version)
+    assert door.full(version, HEDGES) is None
+    assert door.late(version, HEDGES, Backlog(0.0, 5.0), 0.001) is None
 
 
 def test_callers_are_not_told_to_come_back_at_once_nor_all_at_the_same_time() -> None:
     version = Version(in_flight=100)
     for spread in (0.0, 0.5, 1.0):
-        refusal = admission(Bounds(1, 100), version, spread=spread).admit(version, ORDINARY, FREE, 1.0)
+        refusal = admission(Bounds(1, 100), version, spread=spread).full(version, ORDINARY)
         assert refusal is not None
         assert refusal.retry_after == SHORTEST_RETRY * (1 + spread)
+
+
+def test_a_full_model_tells_in_what_time_it_answers_what_it_has() -> None:
+    """At 50 a second the hundred under way take two."""
+    version = Version()
+    door = admission(Bounds(1, 100), version)
+    for i in range(100):
+        version.limit.sample(i * 0.02, 0.0, 0.01, 1.0, 1, 10)
+    version.in_flight = 100
+    refusal = door.full(version, ORDINARY)
+    assert refusal is not None
+    assert refusal.retry_after == pytest.approx(2.0, rel=0.01)
+    version.in_flight = 100_000
+    refusal = door.full(version, ORDINARY)
+    assert refusal is not None
+    assert refusal.retry_after == LONGEST_RETRY
 
 
 def test_a_hedge_is_told_not_to_come_back() -> None:
     version = Version(in_flight=99)
     door = admission(Bounds(1, 100), version)
-    for found, left in ((FREE, 1.0), (Backlog(5.0, 5.0), 1.0)):
-        refusal = door.admit(version, HEDGES, found, left)
+    for refusal in (door.full(version, HEDGES), door.late(version, HEDGES, Backlog(5.0, 5.0), 1.0)):
         assert refusal is not None
         assert refusal.retry_after is None
         assert "do not retry" in refusal.message

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -104,24 +104,32 @@ class Queueing(RuleBasedStateMachine):
             # Lines of none but ended requests are cleared away at any time.
             cleared = len({r.kind for r in before if r.ended} - {r.kind for r in before if not r.ended})
             assert due == self._due(expected) or (cleared and due == self.now)
-        batch, expired = self.queue.take(self.now, expected, expect)
+        batch, expired = self.queue.take(self.now, expected, expect, expect)
         rows = sum(r.rows for r in batch)
         if batch:
             assert expect(rows) <= expected, "judged by no fewer rows than ran"
-        self._give(batch, expired)
+        lost = [r for r in alive if self.now + expect(r.rows) > r.deadline]
+        self._give(batch, expired, lost)
         if due > self.now and len(before) > 1:
             assert not batch, "still waits for company"
         elif not self.company.seconds:
-            assert bool(batch) == bool(alive), "a batch is formed exactly if somebody waits"
+            assert bool(batch or expired) >= bool(alive), "somebody is run, or out of the way"
+            assert bool(batch) == bool(alive) or lost, "a batch is formed exactly if somebody waits"
         if not batch:
             return
         (kind,) = {r.kind for r in batch}
-        if self.levels and not self.company.seconds:
+        if batch[0] in lost:
+            assert len(batch) == 1, "one is enough to find out how long a run takes now"
+            if not self.company.seconds:
+                assert all(r in lost for r in alive), "nobody is run too late where others have time"
+            return
+        if self.levels and not self.company.seconds and not lost:
             assert batch[0].priority == min(r.priority for r in alive), "the highest comes first"
         if kind is None:
             assert len(batch) == 1
         else:
-            line = sorted([r for r in alive if r.kind == kind], key=lambda r: r.priority)
+            line = [r for r in alive if r.kind == kind and r not in lost]
+            line.sort(key=lambda r: r.priority)
             assert batch == line[: len(batch)], "in order of arrival, nobody left out"
             after = line[len(batch) :]
             room = self.max_rows
@@ -129,15 +137,34 @@ class Queueing(RuleBasedStateMachine):
             room = max((size for size in self.company.preferred if size <= total), default=room)
             if after and rows + after[0].rows <= room:
                 longer = self.now + expect(rows + after[0].rows)
-                could = [r.deadline for r in (*batch, after[0]) if self.now + expect(r.rows) <= r.deadline]
-                assert longer > min(could, default=NEVER), "as many as fit, and as have time"
+                assert longer > min(r.deadline for r in (*batch, after[0])), "as many as fit, and have time"
             elif len(batch) > 1:
                 assert rows <= room
         for number in range(1, len(batch)):
             taken = self.now + expect(sum(r.rows for r in batch[: number + 1]))
-            could = [r.deadline for r in batch[: number + 1] if self.now + expect(r.rows) <= r.deadline]
-            assert taken <= min(could, default=NEVER), "nobody is late for company's sake"
+            assert taken <= min(r.deadline for r in batch[: number + 1]), "nobody is late for company's sake"
         assert rows <= self.max_rows or len(batch) == 1
+
+    @rule()
+    def look(self) -> None:
+        lowest = self.queue.lowest()
+        alive = [r for r in self.waiting if not r.ended]
+        if self.levels and len(alive) == len(self.queue):
+            assert (lowest is None) == (not alive)
+            assert lowest is None or lowest.priority == max(r.priority for r in alive)
+
+    @rule(level=st.integers(1, 3))
+    def displace(self, level: int) -> None:
+        given = self.queue.displace(level)
+        lower = [r for r in self.waiting if not r.ended and r.priority > level]
+        if given is None:
+            assert not lower
+            return
+        assert given.priority == max(r.priority for r in lower)
+        same = [r for r in lower if r.priority == given.priority and r.kind == given.kind]
+        assert given is same[-1], "the one of its line that came last"
+        self.waiting.remove(given)
+        self.given.append(given)
 
     @rule()
     def expire(self) -> None:
@@ -156,14 +183,14 @@ class Queueing(RuleBasedStateMachine):
         self.waiting.clear()
         assert len(self.queue) == 0
 
-    def _give(self, batch: list[Request], expired: list[Request]) -> None:
+    def _give(self, batch: list[Request], expired: list[Request], lost: Sequence[Request] = ()) -> None:
         for request in (*batch, *expired):
             assert not request.ended
             assert request in self.waiting, "given twice, or never added"
             self.waiting.remove(request)
             self.given.append(request)
         assert all(r.deadline > self.now for r in batch)
-        assert all(r.deadline <= self.now for r in expired)
+        assert all(r.deadline <= self.now or r in lost for r in expired)
 
     @invariant()
     def its_length_counts_at_least_who_waits(self) -> None:
@@ -323,12 +350,23 @@ def test_a_tight_deadline_keeps_its_batch_small() -> None:
     assert [len(queue.take(0.0, expect(queue.next_rows()), expect)[0]) for _ in range(2)] == [2, 6]
 
 
-def test_deadlines_that_are_lost_do_not_shrink_the_batches_of_a_queue_that_is_late() -> None:
-    """A run takes 10 ms whatever its rows: one at a time would lose those that still have time as well."""
-    queue: BatchQueue[Request] = BatchQueue(8)
+def test_who_would_be_late_is_not_run_while_others_are_in_time() -> None:
+    """A run takes 10 ms whatever its rows: those who have 5 ms are told now, and take nobody's place."""
+    queue: BatchQueue[Request] = BatchQueue(4)
     for i in range(8):
-        queue.add(Request(deadline=0.005 if i < 4 else 0.015))
-    assert len(queue.take(0.0, 0.010, lambda _: 0.010)[0]) == 8
+        queue.add(Request(deadline=0.005 if i % 2 else 0.015))
+    batch, expired = queue.take(0.0, 0.010, lambda _: 0.010, lambda _: 0.010)
+    assert [r.deadline for r in batch] == [0.015] * 4
+    assert [r.deadline for r in expired] == [0.005] * 4
+
+
+def test_where_all_would_be_late_one_is_run_to_find_out() -> None:
+    """What a run takes may have been learned while the machine was slow."""
+    queue: BatchQueue[Request] = BatchQueue(4)
+    for kind in "aabb":
+        queue.add(Request(kind=kind, deadline=0.005))
+    batch, expired = queue.take(0.0, 0.010, lambda _: 0.010, lambda _: 0.010)
+    assert ([r.kind for r in batch], [r.kind for r in expired], len(queue)) == (["b"], ["a", "a"], 1)
 
 
 def test_a_large_request_behind_one_that_ended_is_judged_by_its_own_rows() -> None:

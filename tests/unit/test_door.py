@@ -136,6 +136,29 @@ def _loaded():
     return loaded("slow", 1, milliseconds=5.0)
 
 
+async def test_a_full_queue_makes_room_for_a_higher_priority(paths: list[RequestPath]) -> None:
+    """Of the lowest priority, who came last goes, and is told why."""
+    of = slow()
+    of.serving.batching.priority_levels, of.serving.batching.default_priority_level = 3, 3
+    of = Model(of.name, of.version, of.digest, _loaded(), of.serving)
+    path = await RequestPath.open(table(of), inline_below=THREADED, runners=1, bounds=Bounds(1, 10))
+    paths.append(path)
+    low = [path.callers.call(ask()) for _ in range(7)]
+    middle = [path.callers.call(ask(priority=2)) for _ in range(2)]
+    high = [path.callers.call(ask(priority=1)) for _ in range(8)]
+    path.answerer.answer([*low, *middle, *high])
+    await until_idle(path, of)
+    codes = {
+        name: [path.callers.of(call).code for call in calls]
+        for name, calls in {"low": low, "middle": middle, "high": high}.items()
+    }
+    assert codes["high"] == [OK] * 8
+    assert codes["middle"] == [OK] * 2
+    assert codes["low"] == [FULL] * 7
+    assert of.statistics.sheds == {"priority": 7}
+    assert "higher priority" in path.callers.of(low[0]).message
+
+
 async def test_a_priority_that_is_no_number_is_the_callers_mistake(paths: list[RequestPath]) -> None:
     of = slow()
     path = await RequestPath.open(table(of), inline_below=THREADED)

@@ -9,7 +9,7 @@ batch forms, so a batch never depends on a request that nobody waits for.
 
 from __future__ import annotations
 
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from operator import attrgetter
@@ -101,6 +101,11 @@ def wait_of(serving: ServingSpec, max_rows: int) -> Wait:
             f"each must be a number of rows from 1 to {max_rows}, the most in one run"
         )
     return Wait(seconds, preferred)
+
+
+def _nothing(rows: int) -> float:
+    del rows
+    return 0.0
 
 
 class BatchQueue(Generic[W]):
@@ -218,7 +223,11 @@ class BatchQueue(Generic[W]):
         return due if rows else 0.0
 
     def take(
-        self, now: float, expected: float = 0.0, expect: Callable[[int], float] | None = None
+        self,
+        now: float,
+        expected: float = 0.0,
+        expect: Callable[[int], float] | None = None,
+        known: Callable[[int], float] = _nothing,
     ) -> tuple[list[W], list[W]]:
         """Takes the next batch: as much of the next line that is due as fits in one run.
 
@@ -228,9 +237,11 @@ class BatchQueue(Generic[W]):
         Args:
             now: seconds, on the clock of the deadlines.
             expected: seconds that a run of `next_rows` takes.
-            expect: seconds that a run of so many rows takes; a batch grows no further where
-                it would miss a deadline in it that could be met. One that is lost anyway keeps
-                nobody out: else an overloaded model would run ever smaller batches, all too late.
+            expect: seconds that a run of so many rows takes; a batch grows no further where it would miss
+                a deadline in it.
+            known: seconds that it takes at the least. A request that would miss its deadline even so
+                has run out of time, if there is another to run. If not, it is run, since what is known
+                may be out of date.
 
         Returns:
             The batch, empty if nothing is due; and the requests that ran out of
@@ -259,16 +270,20 @@ class BatchQueue(Generic[W]):
             room = self._room(line)
             taken = passed = 0
             earliest = float("inf")
+            lost: list[W] = []
             for request in line:
                 rows = request.rows
+                deadline = request.deadline
                 if request.ended:
                     pass
-                elif request.deadline <= now:
+                elif deadline <= now:
                     expired.append(request)
+                elif deadline < ample and now + known(rows) > deadline:
+                    lost.append(request)
+                elif lost and not batch and rows > self._max_rows:
+                    # Larger than `expected` was meant for: that has to be asked again.
+                    break
                 elif not batch or (taken + rows <= room and request.kind is not None):
-                    deadline = request.deadline
-                    if deadline < ample and expect is not None and now + expect(rows) > deadline:
-                        deadline = float("inf")
                     earliest = min(earliest, deadline)
                     if earliest < ample and batch and expect and now + expect(taken + rows) > earliest:
                         break
@@ -279,8 +294,19 @@ class BatchQueue(Generic[W]):
                 passed += 1
                 self._rows -= rows
             self.length -= passed
-            if passed < len(line):
-                del line[:passed]
+            del line[:passed]
+            if lost and (batch or line or lines):
+                expired += lost
+                if line and not batch:
+                    lines[kind] = line
+                    break
+            elif lost:
+                # Nobody else is there to find out how long a run takes now.
+                batch = [lost[0]]
+                line = lost[1:]
+                self.length += len(line)
+                self._rows += sum([request.rows for request in line])
+            if line:
                 lines[kind] = line
         return batch, expired
 
@@ -302,6 +328,37 @@ class BatchQueue(Generic[W]):
             return self._max_rows
         waiting = sum([request.rows for request in line if not request.ended])
         return max((rows for rows in self._wait.preferred if rows <= waiting), default=self._max_rows)
+
+    def lowest(self) -> W | None:
+        """Of those who wait with the lowest priority, one that came first; None: nobody waits."""
+        found: W | None = None
+        for line in self._lines.values():
+            for request in line[bisect_left(line, line[-1].priority, key=_priority) :]:
+                if not request.ended:
+                    if found is None or request.priority > found.priority:
+                        found = request
+                    break
+        return found
+
+    def displace(self, priority: int) -> W | None:
+        """Takes out a request of lower priority than this: of the lowest, the one that came last.
+
+        None: nobody waits who is lower.
+        """
+        lines = self._lines
+        while self._prioritized and lines:
+            kind = max(lines, key=lambda kind: lines[kind][-1].priority)
+            line = lines[kind]
+            if line[-1].priority <= priority:
+                break
+            request = line.pop()
+            self.length -= 1
+            self._rows -= request.rows
+            if not line:
+                del lines[kind]
+            if not request.ended:
+                return request
+        return None
 
     def expire(self, now: float) -> list[W]:
         """Takes out the requests that ran out of time, and forgets those that ended."""

@@ -50,8 +50,9 @@ class Model:
         rows = loaded.signature.max_batch_size
         wait = wait_of(serving, rows) if self.batches else Wait()
         self.priorities = priorities_of(serving)
+        self.is_prioritized = self.priorities.levels > 1
         self.queue: BatchQueue[Work] = BatchQueue(
-            rows if self.batches else 1, wait, prioritized=self.priorities.levels > 1
+            rows if self.batches else 1, wait, prioritized=self.is_prioritized
         )
         #: How many requests may be under way.
         self.limit = ConcurrencyLimit(company=wait.seconds)

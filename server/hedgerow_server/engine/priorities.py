@@ -16,11 +16,13 @@ class Priorities:
     levels: int = 0
     default: int = 0
 
-    def of(self, asked: int) -> int:
-        """The priority of a request that asks for this one.
+    def of(self, asked: int, *, is_hedge: bool = False) -> int:
+        """The priority of a request that asks for this one; of a hedge, the lowest.
 
         As in Triton, that is the default for 0, and for one that the model does not have.
         """
+        if is_hedge:
+            return self.levels
         return asked if 0 < asked <= self.levels else self.default
 
 

@@ -142,7 +142,7 @@ class Engine:
             self._hungry[model] = None
             self._watch()
             return None
-        batch, expired = queue.take(now, expected, model.latency.likely)
+        batch, expired = queue.take(now, expected, model.latency.likely, model.latency.known)
         for work in expired:
             self._drop(model, work, now)
         if batch and model.limit.threaded is not threaded:
@@ -297,8 +297,11 @@ class Run:
 
 
 def _sample(model: Model, batch: Sequence[Work], now: float, expected: float) -> None:
-    """Tells the model's limit of a run that begins: the last of a batch has waited least."""
-    last = batch[-1]
+    """Tells the model's limit of a run that begins.
+
+    The last of a batch has waited least. With priorities that says nothing of those who are passed over.
+    """
+    last = (model.queue.lowest() if model.is_prioritized else None) or batch[-1]
     queued = last.queued_ns * 1e-9
     model.limit.sample(now, now - queued, expected, last.deadline - queued, len(batch), model.in_flight)
 

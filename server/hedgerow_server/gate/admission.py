@@ -5,7 +5,8 @@ refused at once, with the time after which trying again makes sense, if
 
 - as many requests are under way as its class may fill the model's limit with (`ConcurrencyLimit`).
   The classes differ in their shares, so the lowest is refused first: hedges from other regions, then mirrored
-  requests (shadow), then the lower priorities, and priority 1 last; or
+  requests (shadow), then the lower priorities, and priority 1 last: what still waits of a lower
+  priority even makes room for it (`BatchQueue.displace`); or
 - what waits before it, and its own run, take longer than it has.
 
 An idle model takes any request whose time is not over: what is expected of its runs may be out of date, and
@@ -40,6 +41,8 @@ LIMIT, PRIORITY, SHADOW, HEDGE, DEADLINE, BYTES, FEATURES = REASONS = (
 
 #: Seconds that a refused caller is asked to wait at least; an idle loop takes that for a few hundred others.
 SHORTEST_RETRY = 0.01
+#: And at most; by then much may have changed.
+LONGEST_RETRY = 10.0
 
 
 class Admitted(Protocol):
@@ -155,8 +158,38 @@ class Admission:
             if model not in before:
                 model.limit.bound(self._bounds)
 
-    def admit(self, model: Admitted, of: Class, found: Backlog, left: float) -> Refusal | None:
-        """Whether a request may join the model's queue.
+    def full(self, model: Admitted, of: Class) -> Refusal | None:
+        """Whether there is no room for a request of a class.
+
+        Args:
+            model: that it is for.
+            of: its class.
+
+        Returns:
+            None if there is room.
+        """
+        in_flight, limit = model.in_flight, model.limit
+        if not in_flight or in_flight < limit.value * of.share:
+            return None
+        retry = self._retry(limit.drain(in_flight)) if of.retries else None
+        return Refusal(
+            of.reason,
+            retry,
+            f"model {model.name!r} has {in_flight} requests under way and takes at most "
+            f"{int(limit.value * of.share)} of this kind at present; {_advice(retry)}",
+        )
+
+    def displaced(self, model: Admitted) -> Refusal:
+        """What a request is told that waited and has to make room for one of higher priority."""
+        retry = self._retry(model.limit.drain(model.in_flight))
+        return Refusal(
+            PRIORITY,
+            retry,
+            f"model {model.name!r} has more requests of higher priority than it can take; {_advice(retry)}",
+        )
+
+    def late(self, model: Admitted, of: Class, found: Backlog, left: float) -> Refusal | None:
+        """Whether a request would be answered too late.
 
         Args:
             model: that it is for.
@@ -165,31 +198,20 @@ class Admission:
             left: seconds until its deadline.
 
         Returns:
-            None if it may.
+            None if there is time enough.
         """
-        in_flight, limit = model.in_flight, model.limit.value
-        if not in_flight:
+        if not model.in_flight or found.wait + found.run <= left:
             return None
-        if in_flight >= limit * of.share:
-            retry = self._retry(found.wait) if of.retries else None
-            return Refusal(
-                of.reason,
-                retry,
-                f"model {model.name!r} has {in_flight} requests under way and takes at most "
-                f"{int(limit * of.share)} of this kind at present; {_advice(retry)}",
-            )
-        if found.wait + found.run > left:
-            retry = self._retry(found.wait) if of.retries else None
-            return Refusal(
-                DEADLINE,
-                retry,
-                f"the request has {left * 1e3:.0f} ms left; model {model.name!r} would answer in about "
-                f"{(found.wait + found.run) * 1e3:.0f} ms; {_advice(retry)}, or give it more time",
-            )
-        return None
+        retry = self._retry(found.wait) if of.retries else None
+        return Refusal(
+            DEADLINE,
+            retry,
+            f"the request has {left * 1e3:.0f} ms left; model {model.name!r} would answer in about "
+            f"{(found.wait + found.run) * 1e3:.0f} ms; {_advice(retry)}, or give it more time",
+        )
 
     def _retry(self, wait: float) -> float:
-        return max(wait, SHORTEST_RETRY) * (1.0 + self._spread())
+        return min(max(wait, SHORTEST_RETRY), LONGEST_RETRY) * (1.0 + self._spread())
 
     def utilization(self, now: float) -> float:
         """How much of what this server can do is in use; 1 is all of it, more is asked for where it is above.

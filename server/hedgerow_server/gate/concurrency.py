@@ -69,6 +69,7 @@ class ConcurrencyLimit:
         "_limit",
         "_peak",
         "_pressure",
+        "_rate",
         "_requests",
         "_run",
         "ample",
@@ -100,7 +101,7 @@ class ConcurrencyLimit:
         self._count = self._peak = self._requests = 0
         self._least = self._left = math.inf
         self._judged = -math.inf
-        self._pressure = 0.0
+        self._pressure = self._rate = 0.0
         self.value = 0
         #: While fewer requests than this are under way, any other may join them without being looked at.
         self.ample = 0
@@ -174,12 +175,16 @@ class ConcurrencyLimit:
         else:
             self._pressure += self.NEWEST * (pressure - self._pressure)
         self._judged = now
+        self._rate = self._requests / (now - self._begun)
         if wait > target:
             # It only lowers it: what was answered may have been less than what could be.
-            rate = self._requests / (now - self._begun)
-            self._set(min(limit, rate * (target + run)))
+            self._set(min(limit, self._rate * (target + run)))
         elif 2 * self._peak >= limit:
             self._set(limit + math.sqrt(limit))
+
+    def drain(self, in_flight: int) -> float:
+        """Seconds in which so many requests are answered, at the rate last seen; 0 if none was."""
+        return in_flight / self._rate if self._rate else 0.0
 
     def utilization(self, now: float, in_flight: int) -> float:
         """How much of what the model can do is in use: 1 is all of it, more is too much.

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 from hedgerow_protos.hedging import OWN_PUSHBACK, PUSHBACK
 from hedgerow_protos.rpc_status_pb2 import Delay, Detail, RetryInfo, Status
@@ -53,7 +54,14 @@ def trailing(code: int, message: str, retry_after: float) -> list[tuple[str, str
         return [(PUSHBACK, "-1"), (OWN_PUSHBACK, "-1")]
     milliseconds = math.ceil(retry_after * 1e3)
     pushback = str(milliseconds)
+    # Messages of one type, one behind the other, are their union.
+    status = Status(code=code, message=message).SerializeToString() + _details(milliseconds)
+    return [(PUSHBACK, pushback), (OWN_PUSHBACK, pushback), (DETAILS, status)]
+
+
+@lru_cache(maxsize=1024)
+def _details(milliseconds: int) -> bytes:
+    """A Status that has nothing but its details."""
     delay = Delay(seconds=milliseconds // 1000, nanos=milliseconds % 1000 * 1_000_000)
     info = Detail(type_url=_RETRY_INFO, value=RetryInfo(retry_delay=delay).SerializeToString())
-    status = Status(code=code, message=message, details=[info])
-    return [(PUSHBACK, pushback), (OWN_PUSHBACK, pushback), (DETAILS, status.SerializeToString())]
+    return Status(details=[info]).SerializeToString()
