@@ -132,6 +132,8 @@ class Breaker:
         self.state = State.CLOSED
         #: Why the state is what it is.
         self.reason = ""
+        #: Whether it is open because a probe failed, so that nothing is new.
+        self.reopened = False
         #: Times that it opened.
         self.trips = 0
         #: Calls that it refused.
@@ -319,6 +321,7 @@ class Breaker:
         self._change(State.OPEN, now, reason)
 
     def _change(self, state: State, now: float, reason: str) -> None:
+        self.reopened = state is State.OPEN and self.state is State.HALF_OPEN
         self.state = state
         self.reason = reason
         self._changed = now

@@ -129,7 +129,7 @@ class Model:
 
 
 def _say(breaker: Breaker) -> None:
-    if breaker.state is State.OPEN:
-        log.error("%s is in quarantine for %g s: %s", breaker.name, QUARANTINE.open_for, breaker.reason)
+    if breaker.state is State.OPEN and not breaker.reopened:
+        log.error("%s is in quarantine until it answers probes again: %s", breaker.name, breaker.reason)
     elif breaker.state is State.CLOSED:
         log.warning("%s is out of quarantine", breaker.name)

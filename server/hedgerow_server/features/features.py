@@ -132,9 +132,8 @@ def _by(store: Store, clock: Clock) -> Clock:
 
 
 def _say(breaker: Breaker) -> None:
-    if breaker.state is State.OPEN:
-        log.warning("%s: not asked for %g s: %s", breaker.name, breaker.policy.open_for, breaker.reason)
+    # Once when it goes and once when it is back, not for each probe between.
+    if breaker.state is State.OPEN and not breaker.reopened:
+        log.warning("%s: not asked until it answers probes again: %s", breaker.name, breaker.reason)
     elif breaker.state is State.CLOSED:
         log.warning("%s: answers again", breaker.name)
-    else:
-        log.info("%s: trying again", breaker.name)

@@ -63,8 +63,6 @@ class Standing:
         #: Where it is, as it says itself; until then its address.
         self.region = address
         self.breaker = Breaker(f"backup {address}", _policy(SLOW_AT_LEAST), clock, self._say)
-        # The log says so.
-        self._is_known_as_down = False
         #: It did not say that it is not ready: that it drains, or its models are not loaded.
         self.is_ready = True
         self._clock = clock
@@ -214,11 +212,10 @@ class Standing:
 
     def _say(self, breaker: Breaker) -> None:
         """Once when it goes and once when it is back, not for each probe between."""
-        if breaker.state is State.OPEN and not self._is_known_as_down:
+        if breaker.state is State.OPEN and not breaker.reopened:
             log.warning("%s: not used until it answers probes again: %s", breaker.name, breaker.reason)
         elif breaker.state is State.CLOSED:
             log.warning("%s: answers again", breaker.name)
-        self._is_known_as_down = breaker.state is not State.CLOSED
 
     def status(self) -> dict[str, object]:
         """How it fares, for /health/dependencies."""
