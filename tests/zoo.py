@@ -283,6 +283,37 @@ def slow(path: Path, milliseconds: float = 50.0) -> Path:
     )
 
 
+def hangs(path: Path, limit: float = 1000.0) -> Path:
+    """Identity, y = x, FP32 [batch, 1]; runs for ever where a value is above `limit`."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go_on"], ["still"]), helper.make_node("Neg", ["now"], ["next"])],
+        "body",
+        [
+            tensor("round", [], TensorProto.INT64),
+            tensor("go_on", [], TensorProto.BOOL),
+            tensor("now", ["rows", 1]),
+        ],
+        [tensor("still", [], TensorProto.BOOL), tensor("next", ["rows", 1])],
+    )
+    return save(
+        path,
+        [
+            helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0),
+            helper.make_node("Greater", ["largest", "limit"], ["is_large"]),
+            helper.make_node("Where", ["is_large", "for_ever", "twice"], ["rounds"]),
+            helper.make_node("Loop", ["rounds", "true", "x"], ["y"], body=body),
+        ],
+        [tensor("x", ["batch", 1])],
+        [tensor("y", ["batch", 1])],
+        {
+            "limit": np.float32(limit),
+            "for_ever": np.array(2**62, np.int64),
+            "twice": np.array(2, np.int64),
+            "true": np.array(True),
+        },
+    )
+
+
 def external(path: Path, location: str = "weights.bin", *, write: bool = True, mebibytes: int = 0) -> Path:
     """Multiplies x FP32 [batch, 64] by weights in another file: y FP32 [batch, columns].
 

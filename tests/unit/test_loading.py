@@ -313,6 +313,27 @@ def test_external_data_of_a_constant_deep_inside_is_checked_too(tmp_path: Path):
 # Time and memory.
 
 
+def test_a_loop_is_found_wherever_it_is(tmp_path: Path):
+    """Also in a branch; and a node that is only called so is none."""
+    assert load_file(zoo.hangs(tmp_path / "loop.onnx")).loops
+    assert not load_file(zoo.several(tmp_path / "none.onnx")).loops
+    named = onnx.load(zoo.identity(tmp_path / "named.onnx"))
+    named.graph.node[0].name = "Loop"
+    onnx.save(named, tmp_path / "named.onnx")
+    assert not load_file(tmp_path / "named.onnx").loops
+    looping = onnx.load(tmp_path / "loop.onnx").graph
+    looping.name = "branch"
+    del looping.input[:]
+    branched = zoo.save(
+        tmp_path / "branched.onnx",
+        [onnx.helper.make_node("If", ["yes"], ["y"], then_branch=looping, else_branch=looping)],
+        [zoo.tensor("x", ["batch", 1])],
+        [zoo.tensor("y", ["batch", 1])],
+        {"yes": np.array(True)},
+    )
+    assert load_file(branched).loops
+
+
 def test_a_model_that_never_returns_is_stopped_and_leaves_no_thread(tmp_path: Path):
     before = threading.active_count()
     with pytest.raises(LoadRefused, match=r"did not answer its warm-up sample within 0.2 s"):

@@ -89,6 +89,21 @@ async def test_a_large_request_to_a_fast_model_does_not_stop_the_loop(paths: lis
     assert runs == [(False, 20_000)]
 
 
+async def test_a_model_with_a_loop_never_runs_on_the_event_loop(paths: list[RequestPath]) -> None:
+    """However fast it was so far: one request's values may make it go on for ever, and nobody could stop it."""
+    of = model("hangs")
+    path = await RequestPath.open(table(of), inline_below=INLINE)
+    paths.append(path)
+    runs = watched(of)
+    path.answerer.answer([path.callers.call(request({"x": [[1.0]]}))])
+    await idle(path, of)
+    hanging = path.callers.call(request({"x": [[2000.0]]}), remaining=0.1)
+    path.answerer.answer([hanging])
+    await idle(path, of)
+    assert path.callers.of(hanging).code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert runs == [(False, 1)] * 2
+
+
 async def test_a_long_queue_of_inline_runs_lets_the_loop_turn(paths: list[RequestPath]) -> None:
     """Between inline runs that together take long, everything else on the loop gets its turn."""
     slow = model("slow", "slow", max_batch_size=1, milliseconds=4)

@@ -47,6 +47,7 @@ class LoadedModel:
         source: From where it can be packed; None if there is no second gear.
         max_batch_size: What the declared signature was read with.
         rules: What answers where the model cannot; None without rules.
+        loops: Whether values decide how long a run takes (`model_file.ModelFile.loops`).
     """
 
     session: ort.InferenceSession
@@ -58,6 +59,7 @@ class LoadedModel:
     source: Source | None = None
     max_batch_size: int = 0
     rules: Rules | None = None
+    loops: bool = False
 
 
 def load(
@@ -116,6 +118,7 @@ def load(
         Source(directory, path, file) if mapped else None,
         max_batch_size,
         Rules.compile(serving, warmed.signature),
+        file.loops,
     )
 
 

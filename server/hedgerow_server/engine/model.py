@@ -59,6 +59,8 @@ class Model:
         #: What answers where the model cannot.
         self.rules = loaded.rules
         self.latency = LatencyModel(first_guess=loaded.warm_seconds)
+        #: Runs may take any time, whatever earlier ones took: never on the event loop.
+        self.loops = loaded.loops
         #: Open while the version is in quarantine: too many of its runs failed.
         self.breaker = Breaker(f"{name}@{version}", QUARANTINE, time.monotonic, _say)
         #: Runs under way in runner threads.

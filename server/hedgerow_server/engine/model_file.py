@@ -33,6 +33,7 @@ class ModelFile:
         external: The files that hold the weights, relative to the model's own folder.
         unranked: Inputs that give no shape at all.
         external_bytes: Size of those files together.
+        loops: Whether some node goes round as often as values say, so that a run may take any time.
         stamp: Which files these are, the model's own first: device, inode, size in bytes and time
             of the last change in nanoseconds of each.
     """
@@ -40,6 +41,7 @@ class ModelFile:
     external: set[str] = field(default_factory=set)
     unranked: list[str] = field(default_factory=list)
     external_bytes: int = 0
+    loops: bool = False
     stamp: tuple[tuple[int, int, int, int], ...] = ()
 
 
@@ -184,10 +186,14 @@ def _read_graph(source: _Source, start: int, end: int, model: ModelFile, depth: 
 
 
 def _read_node(source: _Source, start: int, end: int, model: ModelFile, depth: int) -> None:
-    # External data always carries this key; few nodes do, and the search spares walking the others.
-    if b"location" not in source.take(start, end - start):
+    # External data always carries the one key, a loop the other; few nodes do, and the search spares
+    # walking the others.
+    content = source.take(start, end - start)
+    if b"location" not in content and b"Loop" not in content:
         return
     for number, first, last in source.fields(start, end):
+        if number == 4 and source.text(first, last) == "Loop":  # NodeProto.op_type
+            model.loops = True
         if number != 5:  # NodeProto.attribute
             continue
         for kind, begin, stop in source.fields(first, last):

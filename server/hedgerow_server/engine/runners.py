@@ -1,7 +1,8 @@
 """Runs batches.
 
 On the event loop where the model is faster than a change of thread, else in a
-runner thread.
+runner thread; there too where the graph has a loop, whose rounds may be many for
+one request's values: a run on the event loop cannot be stopped.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ class Engine:
         if queue.waits and (due := queue.due(now, expected)) > now:
             self._defer(model, due)
             return None
-        threaded = expected >= self.inline_below
+        threaded = expected >= self.inline_below or model.loops
         if threaded and not self._may_start(model):
             self._hungry[model] = None
             self._watch()
