@@ -98,6 +98,10 @@ class ScriptedRuns:
             timer.cancel()
         of.running -= 1
 
+    def batch_of(self, work: Work) -> list[Work]:
+        """Each runs alone."""
+        return [work] if work in self.under_way else []
+
     def stop_unwanted_runs(self) -> None:
         """Ends the runs that nobody waits for."""
         for work in [work for work in self.under_way if work.ended]:

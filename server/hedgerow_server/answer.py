@@ -43,7 +43,7 @@ from hedgerow_server.errors import (
 from hedgerow_server.features.features import Features
 from hedgerow_server.features.join import Joined
 from hedgerow_server.gate.admission import BYTES, FEATURES, Admission
-from hedgerow_server.gate.deadlines import Deadlines
+from hedgerow_server.gate.deadlines import Deadlines, kept
 from hedgerow_server.gate.door import Door
 from hedgerow_server.resilience.fallback import Fallback
 from hedgerow_server.resilience.fault import FaultInjection
@@ -66,7 +66,7 @@ MAX_JOINING = 4096
 #: more than the machine has. One message of the permitted size is always taken.
 MAX_HELD_BYTES = 1 << 30
 
-#: A run stopped at its deadline after so many times what it should have taken speaks against the version.
+#: A run given up at a deadline after so many times what it should have taken speaks against the version.
 TIMED_OUT = 10.0
 
 # StatusCode's own properties cost more than the rest of a call's end.
@@ -358,15 +358,11 @@ class Answerer:
         if isinstance(result, Ran):
             self._give(model, calls, result)
             return
-        rows = sum([call.rows for call in calls])
         for call in calls:
             if call.ended:
                 continue
             if call.deadline <= self._clock():
-                run_seconds = (self._nanoseconds() - call.started_ns) * 1e-9
-                # A deadline that nobody could have met says nothing about the version.
-                if run_seconds > TIMED_OUT * model.latency.expect(rows):
-                    self._blame(model, call, f"a run was stopped after {run_seconds:.3f} s")
+                self._blame_slow(model, call, calls)
                 self._refuse(
                     call, DeadlineExceeded("the deadline passed while the model ran; its run was stopped")
                 )
@@ -381,6 +377,22 @@ class Answerer:
             call.probe.failure(reason)
         else:
             model.breaker.tally(1, failed=1, reason=reason)
+
+    def _blame_slow(self, model: Model, call: Call, batch: Sequence[Work]) -> None:
+        """Counts a run that a call waited for in vain, unless nobody could have met its deadline."""
+        seconds = (self._nanoseconds() - call.started_ns) * 1e-9
+        if call.started_ns and seconds > TIMED_OUT * model.latency.expect(sum([work.rows for work in batch])):
+            self._blame(model, call, f"a run had not ended after {seconds:.3f} s")
+
+    def _blame_run_of(self, call: Call) -> None:
+        """Blames the run under way, if there is one, of a call that ends shortly before its deadline.
+
+        It ends then because rules answer it, or its caller, whose clock began earlier, gives it up.
+        """
+        batch = self._engine.batch_of(call)
+        if batch:
+            assert call.choice is not None
+            self._blame_slow(call.choice.model, call, batch)
 
     def _give(self, model: Model, calls: Sequence[Call], ran: Ran) -> None:
         """Gives each call of a batch its rows."""
@@ -425,6 +437,9 @@ class Answerer:
         """Ends a call that its caller gave up; whoever shares its batch notices nothing."""
         if call.ended:
             return
+        left = call.deadline - self._clock()
+        if left <= kept(left + (self._nanoseconds() - call.received_ns) * 1e-9):
+            self._blame_run_of(call)
         self._end([call], *_CANCELLED)
         if call.queued_ns:
             # Perhaps it was the last of a run that a thread is about to begin.
@@ -468,9 +483,15 @@ class Answerer:
         """Answers a call with what its version's rules say."""
         assert call.codec is not None
         outputs = Encoded(answered.outputs, call.outputs, alone=True)
+        try:
+            payload = call.codec.write_fallback(call.request_id, outputs, call.rows, answered.rule)
+        except Exception as error:  # noqa: BLE001  as above
+            self._end_with(call, defect(call, error))
+            return
         call.outcome = "fallback"
         call.rule = answered.rule
-        self._respond(call, call.codec.write_fallback(call.request_id, outputs, call.rows, call.rule))
+        self._blame_run_of(call)
+        self._respond(call, payload)
         self._end([call], _OK, "OK")
         if call.queued_ns:
             self._engine.stop_unwanted_runs()

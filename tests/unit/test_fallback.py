@@ -3,74 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
-from fakes_engine import THREADED, RequestPath, endless, model, request, table
-from hedgerow_protos import serving_spec
+from fakes_engine import THREADED, endless, model, request, table
+from fallback_rules import Open, ask, broken, opening, with_rules
 from hedgerow_protos.hedging import ATTEMPT
-from hedgerow_server.engine.model import Model
 from hedgerow_server.errors import Internal
 from hedgerow_server.gate.deadlines import Deadlines
 from hedgerow_server.resilience.rules import Rules
 
 OK, INTERNAL, LATE = grpc.StatusCode.OK, grpc.StatusCode.INTERNAL, grpc.StatusCode.DEADLINE_EXCEEDED
-Open = Callable[..., Awaitable[RequestPath]]
-
-RULES = """
-fallback:
-  rules:
-    - name: high
-      when: x > 10.0
-      outputs: {y: x * 2.0}
-    - name: otherwise
-      outputs: {y: "-1.0"}
-"""
 
 
 @pytest.fixture
 async def start() -> AsyncIterator[Open]:
-    """Starts request paths, and ends their threads whatever becomes of the test."""
-    async with contextlib.AsyncExitStack() as stack:
-
-        async def open_one(*args: Any, **options: Any) -> RequestPath:
-            path = await RequestPath.open(*args, **options)
-            stack.push_async_callback(path.engine.close)
-            return path
-
+    async with opening() as open_one:
         yield open_one
-
-
-def with_rules(made: Model) -> Model:
-    """The same version, with rules for its output."""
-    made.serving.MergeFrom(serving_spec.parse(RULES, source="serving.yaml"))
-    made.rules = Rules.compile(made.serving, made.signature)
-    return made
-
-
-def broken() -> Model:
-    """A model x FP32 [batch, 1] whose every run raises."""
-    made = with_rules(model("slow", max_batch_size=8, milliseconds=1))
-
-    def fail(*_: Any) -> Any:
-        raise RuntimeError("the kernel is broken")
-
-    made.bound = None
-    made.run = fail  # type: ignore[method-assign]
-    return made
-
-
-async def ask(path: RequestPath, rows: list[list[float]], **options: Any) -> Any:
-    """Asks once and waits for the reply."""
-    call = path.callers.call(request({"x": rows}, **options))
-    path.answerer.answer([call])
-    async with asyncio.timeout(20):
-        await path.answerer.idle()
-    return path.callers.of(call)
 
 
 async def test_rules_answer_for_a_model_that_fails_row_by_row(start: Open) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from fakes_engine import INLINE, THREADED, RequestPath, endless, model, request, table
 from hedgerow_protos.breaker import State
+from hedgerow_server.engine.latency import LatencyModel
 from hedgerow_server.engine.model import QUARANTINE
 from hedging_world import AFTER, FOREIGN, HERE, NEVER, Ends, World
 
@@ -76,6 +77,8 @@ async def test_a_probe_that_says_nothing_makes_room_for_the_next(how: str):
     await trip(world)
     await asyncio.sleep(QUARANTINE.open_for)
     world.regions[0].plans = [Ends("answer", 0.01 if how == "hedged" else NEVER)]
+    # Nobody could have met the late one's deadline.
+    world.models[0].latency = LatencyModel(0.005)
     cancelled = []
     for _ in range(QUARANTINE.probes):
         call = world.call(here=HANGS, remaining=0.01 if how == "late" else 1.0)
@@ -91,6 +94,56 @@ async def test_a_probe_that_says_nothing_makes_room_for_the_next(how: str):
         assert world.models[0].breaker.state is State.HALF_OPEN
         assert not world.models[0].breaker.refuses()
     await world.check_is_over(cancelled=cancelled)
+
+
+@virtual
+@pytest.mark.parametrize(
+    ("after", "state"), [(0.95, State.OPEN), (0.999, State.OPEN), (0.5, State.CLOSED), (0.001, State.CLOSED)]
+)
+async def test_a_run_that_its_caller_gives_up_at_its_deadline_counts(after: float, state: State):
+    """Callers' clocks begin before ours: most of their calls are cancelled before their deadline here."""
+    world = World.open()
+    world.hedger.backups[0].standing.is_ready = False
+    world.models[0].latency = LatencyModel(0.001)
+    calls = [world.call(here=HANGS, remaining=1.0) for _ in range(QUARANTINE.minimum)]
+    world.arrive(*calls)
+    await asyncio.sleep(after)
+    for call in calls:
+        world.answerer.cancel(call)
+    assert world.models[0].breaker.state is state
+    await world.check_is_over(cancelled=calls)
+
+
+@virtual
+async def test_a_probe_that_its_caller_gives_up_at_its_deadline_prolongs_it():
+    world = World.open()
+    await trip(world)
+    await asyncio.sleep(QUARANTINE.open_for)
+    world.regions[0].plans = [HANGS]
+    world.models[0].latency = LatencyModel(0.001)
+    call = world.call(here=HANGS, remaining=1.0)
+    world.arrive(call)
+    assert call.probe is not None
+    await asyncio.sleep(0.99)
+    world.answerer.cancel(call)
+    assert world.models[0].breaker.state is State.OPEN
+    assert "had not ended after 0.990 s" in world.models[0].breaker.reason
+    await world.check_is_over(cancelled=[call])
+
+
+@virtual
+async def test_what_failed_before_its_caller_gave_up_counts_once():
+    """It waits for a backup then; no run is under way."""
+    world = World.open()
+    world.regions[0].plans = [HANGS]
+    world.models[0].latency = LatencyModel(0.0001)
+    calls = [world.call(here=FAILS, remaining=1.0) for _ in range(QUARANTINE.minimum - 1)]
+    world.arrive(*calls)
+    await asyncio.sleep(0.99)
+    for call in calls:
+        world.answerer.cancel(call)
+    assert world.models[0].breaker.state is State.CLOSED
+    await world.check_is_over(cancelled=calls)
 
 
 @virtual

@@ -90,7 +90,7 @@ async def test_a_large_request_to_a_fast_model_does_not_stop_the_loop(paths: lis
 
 
 async def test_a_model_with_a_loop_never_runs_on_the_event_loop(paths: list[RequestPath]) -> None:
-    """However fast it was so far: one request's values may make it go on for ever, and nobody could stop it."""
+    """However fast it was so far: one request's values may make it go on for ever, and nobody can stop it."""
     of = model("hangs")
     path = await RequestPath.open(table(of), inline_below=INLINE)
     paths.append(path)

@@ -249,6 +249,10 @@ class Engine:
         running = [work for run in self._runs for work in run.batch]
         return [work for work in (*waiting, *running) if not work.ended]
 
+    def batch_of(self, work: Work) -> Sequence[Work]:
+        """What shares a run under way with a request, itself included; nothing if it is in none."""
+        return next((run.batch for run in self._runs if work in run.batch), ())
+
     def stop_unwanted_runs(self) -> None:
         """Terminates the runs whose every request has ended."""
         for run in self._runs:

@@ -6,6 +6,15 @@ from dataclasses import dataclass
 
 from hedgerow_server.errors import DeadlineExceeded, InvalidTensor
 
+#: Of a request's time the last part is for an answer that needs no run, and for the way back: a share, within
+#: seconds. Timers have milliseconds; of less than two of them half is left for the run.
+_KEPT_SHARE, _KEPT_LEAST, _KEPT_MOST = 0.1, 0.002, 0.05
+
+
+def kept(seconds: float) -> float:
+    """How much of the time that a request has is its last part, in seconds."""
+    return max(min(_KEPT_SHARE * seconds, _KEPT_MOST), min(_KEPT_LEAST, seconds / 2))
+
 
 @dataclass(frozen=True, slots=True)
 class Deadlines:

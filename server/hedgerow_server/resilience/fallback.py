@@ -17,12 +17,11 @@ from hedgerow_protos.open_inference_pb2 import ModelInferRequest
 
 from hedgerow_server.call import Call
 from hedgerow_server.errors import ServingError
+from hedgerow_server.gate.deadlines import kept
 from hedgerow_server.resilience.rules import Answered, Rules, Unanswered
 
 log = logging.getLogger(__name__)
 
-#: Of the time that a call has, so much is kept for the rules and the way back, but at most so many seconds.
-KEPT_SHARE, KEPT_SECONDS = 0.1, 0.05
 #: Calls that rules may be answering at once, where one takes more than a turn of the loop.
 MOST_JOBS = 64
 
@@ -61,9 +60,8 @@ class Fallback:
         if _rules_for(call) is None or call in self._timers:
             return
         remaining = call.deadline - self._clock()
-        kept = min(KEPT_SHARE * remaining, KEPT_SECONDS)
         self._timers[call] = asyncio.get_running_loop().call_later(
-            max(0.0, remaining - kept), self._time_is_nearly_up, call
+            max(0.0, remaining - kept(remaining)), self._time_is_nearly_up, call
         )
 
     def _time_is_nearly_up(self, call: Call) -> None:
