@@ -136,6 +136,7 @@ class Answerer:
         """Fills bound inputs by `features`, whose `done` is `joined`."""
         self._features = features
         self.codecs.views = features.views
+        self._fallback.joiner = features.joiner
 
     def hedge_with(self, hedger: Hedger) -> None:
         """Tries slow and failed requests elsewhere."""

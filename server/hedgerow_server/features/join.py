@@ -124,6 +124,26 @@ class Joiner:
     def __repr__(self) -> str:
         return f"<Joiner {self.waiting} requests wait; {self.reader!r}>"
 
+    def recall(
+        self, asker: Asker, binding: Binding, sent: Sequence[Part], shapes: Sequence[tuple[int, ...]]
+    ) -> Joined:
+        """Lays out a request by what this process remembers, at once; nobody is asked.
+
+        Args:
+            asker: As for `add`, and so are the others.
+            binding: Of its model.
+            sent: Its tensors.
+            shapes: Of these.
+
+        Raises:
+            InvalidTensor: Its ids cannot be ids, or are too many.
+        """
+        joined = Joined(asker, binding, sent, shapes, binding.keys(sent, shapes, self._max_entities))
+        for keys in joined.keys:
+            joined.values.update(self.reader.remembered(keys))
+        joined.lay_out(self._clock.monotonic())
+        return joined
+
     @property
     def has_new(self) -> bool:
         """Whether `flush` has something to do."""

@@ -119,6 +119,10 @@ class FeatureReader:
         if ahead:
             self._ask(view, ahead, None, at_store=True)
 
+    def remembered(self, keys: Sequence[bytes]) -> dict[bytes, Known | None]:
+        """What this process knows of keys, of whatever age; nobody is asked."""
+        return {key: self._local.get(key) for key in keys}
+
     def seal(self, wait: Wait) -> bool:
         """Says that a request wants nothing more; True if everything is known already."""
         wait.done = not wait.missing
