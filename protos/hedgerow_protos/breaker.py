@@ -48,9 +48,10 @@ class Policy:
         slow_after: A call that takes longer is slow, also before it ends.
         slow: Opens when this share of the calls in the window was slow.
         in_a_row: Opens when so many calls one after the other failed or were slow, and no good one ended
-            between them; 0: however many. What has answered nothing for a moment is noticed by this, though
-            the window is full of good calls.
-        silence: Seconds that such a row must have lasted: a short stall of many calls at once is none.
+            between them; 0: however many. What answers nothing any more is noticed by this while the window
+            is still full of good calls.
+        silence: Seconds for which no good call must have ended by then, nor the breaker have changed, or as
+            long as the last call of the row may take: a short stall of many calls is no such row.
         open_for: How long nothing is let through.
         probes: Good calls in a row that close it.
     """
@@ -149,9 +150,9 @@ class Breaker:
         self._outstanding: deque[Token] = deque()
         self._probe: Token | None = None
         self._good_probes = 0
-        # Calls that failed or were slow since the last good one, and when the first of them began.
+        # Calls that failed or were slow since the last good one, and when that ended.
         self._row = 0
-        self._row_began = 0.0
+        self._last_good = self._changed
 
     def __repr__(self) -> str:
         return f"<Breaker {self.name} {self.state.name.lower()}{': ' + self.reason if self.reason else ''}>"
@@ -182,25 +183,24 @@ class Breaker:
                 them says `late` himself when they are over and the call is still under way.
         """
         now = self._clock()
-        self._look_at_overdue(now)
-        if self.state is State.OPEN:
-            if now - self._changed < self.policy.open_for:
-                self.refused += 1
-                return None
-            self._change(State.HALF_OPEN, now, self.reason)
-        if self.state is State.HALF_OPEN:
-            if self._probe is not None:
-                self.refused += 1
-                return None
-            self._probe = self._token(now, slow_after)
-            return self._probe
-        token = self._token(now, slow_after)
-        if slow_after is None and token.slow_after < math.inf:
+        if self._outstanding or self._probe is not None:
+            self._look_at_overdue(now)
+        limit = self.policy.slow_after if slow_after is None else slow_after
+        if self.state is not State.CLOSED:
+            return self._acquire_probe(now, limit)
+        token = Token(self, self._era, now, limit)
+        if slow_after is None and limit < math.inf:
             self._outstanding.append(token)
         return token
 
-    def _token(self, now: float, slow_after: float | None) -> Token:
-        return Token(self, self._era, now, self.policy.slow_after if slow_after is None else slow_after)
+    def _acquire_probe(self, now: float, limit: float) -> Token | None:
+        if self.state is State.OPEN and now - self._changed >= self.policy.open_for:
+            self._change(State.HALF_OPEN, now, self.reason)
+        if self.state is State.OPEN or self._probe is not None:
+            self.refused += 1
+            return None
+        self._probe = Token(self, self._era, now, limit)
+        return self._probe
 
     def tally(self, calls: int = 0, failed: int = 0, reason: str = "") -> None:
         """Counts calls that needed no leave since the breaker was closed when they began.
@@ -217,7 +217,7 @@ class Breaker:
         if self.state is not State.CLOSED:
             return
         now = self._clock()
-        self._record(now, calls=calls, failed=failed, slow=0, why=reason)
+        self._record(now, None, calls=calls, failed=failed, slow=0, why=reason)
         if failed:
             self.is_wary = self.state is State.CLOSED
         elif not any(part.failed for part in self._recent(now)):
@@ -241,11 +241,14 @@ class Breaker:
             if self._good_probes >= self.policy.probes:
                 self._change(State.CLOSED, now, "")
             return
-        if failed or (slow and not token.overdue):
-            self._count_in_row(token)
-        elif not token.overdue:
+        if not (failed or slow or token.overdue):
             self._row = 0
-        self._record(now, calls=not token.overdue, failed=failed, slow=slow and not token.overdue, why=reason)
+            self._last_good = now
+            self._slice(now).calls += 1
+        else:
+            slow = slow and not token.overdue
+            self._row += failed or slow
+            self._record(now, token, calls=not token.overdue, failed=failed, slow=slow, why=reason)
         while self._outstanding and self._outstanding[0].ended:
             self._outstanding.popleft()
 
@@ -257,12 +260,8 @@ class Breaker:
             self._open(now, f"a probe was not answered within {now - token.started:.3f} s")
             return
         token.overdue = True
-        self._count_in_row(token)
-        self._record(now, calls=True, failed=False, slow=True, why="")
-
-    def _count_in_row(self, token: Token) -> None:
-        self._row_began = min(self._row_began, token.started) if self._row else token.started
         self._row += 1
+        self._record(now, token, calls=True, failed=False, slow=True, why="")
 
     def _drop(self, token: Token) -> None:
         token.ended = True
@@ -281,29 +280,37 @@ class Breaker:
             token = outstanding.popleft()
             if not token.ended:
                 token.overdue = True
-                self._count_in_row(token)
-                self._record(now, calls=True, failed=False, slow=True, why="")
+                self._row += 1
+                self._record(now, token, calls=True, failed=False, slow=True, why="")
                 # If that opened the breaker, `outstanding` is empty now.
+
+    def _slice(self, now: float) -> _Slice:
+        number = int(now * _SLICES / self.policy.window)
+        current = self._slices[number % _SLICES]
+        if current.number != number:
+            current.number, current.calls, current.failed, current.slow = number, 0, 0, 0
+        return current
 
     def _recent(self, now: float) -> list[_Slice]:
         number = int(now * _SLICES / self.policy.window)
         return [part for part in self._slices if part.number > number - _SLICES]
 
-    def _record(self, now: float, *, calls: int, failed: int, slow: int, why: str) -> None:
+    def _record(
+        self, now: float, token: Token | None, *, calls: int, failed: int, slow: int, why: str
+    ) -> None:
         policy = self.policy
-        number = int(now * _SLICES / policy.window)
-        current = self._slices[number % _SLICES]
-        if current.number != number:
-            current.number, current.calls, current.failed, current.slow = number, 0, 0, 0
+        current = self._slice(now)
         current.calls += calls
         current.failed += failed
         current.slow += slow
         if not (failed or slow):
             return
         last = f"; the last: {why}" if why else ""
-        if policy.in_a_row and self._row >= policy.in_a_row and now - self._row_began >= policy.silence:
-            self._open(now, f"{self._row} calls in a row failed or were slow{last}")
-            return
+        if token is not None and policy.in_a_row and self._row >= policy.in_a_row:
+            silence = min(policy.silence, token.slow_after)
+            if now - self._last_good >= silence:
+                self._open(now, f"{self._row} calls in a row failed or were slow{last}")
+                return
         recent = self._recent(now)
         total = sum(part.calls for part in recent)
         if total < policy.minimum:
@@ -330,6 +337,7 @@ class Breaker:
         self._probe = None
         self._outstanding.clear()
         self._row = 0
+        self._last_good = now
         self._slices = [_Slice() for _ in range(_SLICES)]
         if self._on_change is not None:
             self._on_change(self)
