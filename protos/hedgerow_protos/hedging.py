@@ -195,18 +195,18 @@ class Race:
         targets: How many there are, the primary included.
     """
 
-    __slots__ = ("_left", "over", "pending")
+    __slots__ = ("left", "over", "pending")
 
     def __init__(self, targets: int) -> None:
-        # Numbers of the attempts that were not made yet, in order.
-        self._left = list(range(1, targets))
+        #: Attempts that were not made yet, in order.
+        self.left = list(range(1, targets))
         #: Attempts that have not ended.
         self.pending = {0}
         #: Somebody has won, or nobody can any more.
         self.over = False
 
     def __repr__(self) -> str:
-        return f"<Race {'over' if self.over else sorted(self.pending)}, left {self._left}>"
+        return f"<Race {'over' if self.over else sorted(self.pending)}, left {self.left}>"
 
     def begin(self, usable: Callable[[int], bool]) -> int | None:
         """Begins the next attempt: at the first target, in order, that is usable and had none.
@@ -216,9 +216,9 @@ class Race:
         """
         if self.over:
             return None
-        for place, number in enumerate(self._left):
+        for place, number in enumerate(self.left):
             if usable(number):
-                del self._left[place]
+                del self.left[place]
                 self.pending.add(number)
                 return number
         return None

@@ -59,7 +59,7 @@ def answered(running: ServerProcess, total: int) -> list[int]:
 
 def found(client: hedgerow.Client | hedgerow.AsyncClient) -> set[int | None]:
     """The workers that a client's connections lead to."""
-    return {lane.worker for lane in client._lanes.all} if client._lanes else set()
+    return {lane.worker for lanes in client._lanes_to[:1] for lane in lanes.all}
 
 
 def share(before: list[int], after: list[int]) -> float:

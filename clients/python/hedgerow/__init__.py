@@ -42,6 +42,7 @@ from hedgerow.errors import (
     Unavailable,
     Unimplemented,
 )
+from hedgerow.hedging import Hedging
 from hedgerow.infer_request import InferRequest
 from hedgerow.infer_result import InferResult
 from hedgerow.prediction import predict
@@ -56,6 +57,7 @@ __all__ = [
     "DeadlineExceeded",
     "FailedPrecondition",
     "HedgerowError",
+    "Hedging",
     "IndexEntry",
     "InferRequest",
     "InferResult",

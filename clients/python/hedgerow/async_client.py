@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,10 +13,11 @@ import grpc
 import grpc.aio
 import numpy.typing as npt
 from hedgerow_protos import open_inference_pb2 as pb
+from hedgerow_protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 
 from hedgerow import infer_result
 from hedgerow.client import DEFAULT_TARGET, DEFAULT_TIMEOUT
-from hedgerow.connection import DatatypeCache, Settings, Tls
+from hedgerow.connection import DatatypeCache, Settings, Tls, addresses
 from hedgerow.descriptions import IndexEntry, ModelMetadata, ServerMetadata, VersionStatistics
 from hedgerow.errors import (
     Cancelled,
@@ -27,6 +29,9 @@ from hedgerow.errors import (
     Unavailable,
     from_rpc,
 )
+from hedgerow.hedging import DEFAULT, Hedging
+from hedgerow.hedging.aio import AsyncHedger
+from hedgerow.hedging.method import INFER, METADATA, Asked, BytesStub, Method, ResultT
 from hedgerow.infer_request import Headers, InferRequest, Parameter, columns, headers
 from hedgerow.infer_result import InferResult, read_stream
 from hedgerow.lanes import Lane, Lanes, Trailing
@@ -49,6 +54,10 @@ class AsyncClient:
         retries: Further attempts, within the timeout, when a server is unreachable or draining.
         tls: None for plaintext.
         metadata: Sent with every call, such as `{"authorization": "Bearer …"}`.
+        backups: Addresses of backup regions, in order. `infer` and `predict` go there when the primary
+            fails, is slow, or is down; all else is asked of the primary alone.
+        hedge: When a second attempt begins at a backup while the first is still under way; None: only
+            when that fails.
 
     Raises:
         InvalidRequest: A setting is out of range.
@@ -66,20 +75,33 @@ class AsyncClient:
         retries: int = 2,
         tls: Tls | None = None,
         metadata: Mapping[str, str] | None = None,
+        backups: Sequence[str] = (),
+        hedge: Hedging | None = DEFAULT,
     ) -> None:
         self._settings = Settings(
-            target, timeout, channels, max_message_bytes, keepalive, retries, tls, headers(metadata)
+            target,
+            timeout,
+            channels,
+            max_message_bytes,
+            keepalive,
+            retries,
+            tls,
+            headers(metadata),
+            addresses(backups),
+            hedge,
         )
         self._credentials = tls.credentials() if tls else None
         self._datatypes = DatatypeCache()
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._lanes: Lanes[grpc.aio.Channel] | None = None
+        #: Connections to each target, the primary's first; none before the first call.
+        self._lanes_to: tuple[Lanes[grpc.aio.Channel], ...] = ()
+        self._hedger: AsyncHedger | None = None
         #: Channels given up, while they close.
         self._closing: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
-        calls = self._lanes.outstanding if self._lanes else 0
+        calls = sum(lanes.outstanding for lanes in self._lanes_to)
         state = "closed" if self._closed else f"{calls} calls"
         return f"<hedgerow.AsyncClient {self._settings.target} {state}>"
 
@@ -94,8 +116,11 @@ class AsyncClient:
     async def close(self) -> None:
         """Ends the connections; calls under way end with `Cancelled`. Harmless a second time."""
         self._closed = True
-        for lane in self._lanes.open if self._lanes else ():
-            await lane.channel.close()
+        if self._hedger is not None:
+            await self._hedger.close()
+        for lanes in self._lanes_to:
+            for lane in lanes.open:
+                await lane.channel.close()
         await asyncio.gather(*self._closing)
 
     async def infer(
@@ -231,6 +256,8 @@ class AsyncClient:
     ) -> ModelMetadata:
         """What a model takes and gives."""
         request = pb.ModelMetadataRequest(name=model, version=str(version))
+        if self._settings.backups:
+            return ModelMetadata.read(await self._ask(METADATA, (model, str(version)), request, timeout))
         return ModelMetadata.read((await self._call("ModelMetadata", request, timeout))[0])
 
     async def config(
@@ -286,6 +313,8 @@ class AsyncClient:
         return datatypes
 
     async def _infer(self, message: pb.ModelInferRequest, seconds: float, sent: Headers) -> InferResult:
+        if self._settings.backups:
+            return await self._ask(INFER, (message.model_name, message.model_version), message, seconds, sent)
         return infer_result.read(*await self._call("ModelInfer", message, seconds, sent))
 
     async def _yes(self, method: str, request: object, field: str, seconds: float | None) -> bool:
@@ -294,19 +323,57 @@ class AsyncClient:
         except (Unavailable, DeadlineExceeded, NotFound):
             return False
 
+    async def _ask(
+        self,
+        method: Method[ResultT],
+        asked: Asked,
+        request: Any,
+        seconds: float | None,
+        sent: Headers | None = None,
+    ) -> ResultT:
+        self._connect_once()
+        assert self._hedger is not None
+        settings = self._settings
+        return await self._hedger.call(
+            method,
+            asked,
+            request.SerializeToString(),
+            settings.timeout if seconds is None else seconds,
+            settings.headers if sent is None else sent,
+        )
+
     def _acquire(self) -> tuple[Lanes[grpc.aio.Channel], Lane[grpc.aio.Channel]]:
+        self._connect_once()
+        lanes = self._lanes_to[0]
+        return lanes, lanes.acquire()
+
+    def _connect_once(self) -> None:
         if self._closed:
             raise FailedPrecondition(f"{self!r}: make another client")
         loop = asyncio.get_running_loop()
-        if self._lanes is None:
-            self._loop = loop
-            self._lanes = Lanes(self._connect, self._give_up, self._settings.channels)
-        elif loop is not self._loop:
+        if loop is self._loop:
+            return
+        if self._loop is not None:
             raise FailedPrecondition(f"{self!r} belongs to another event loop: make one client for each loop")
-        return self._lanes, self._lanes.acquire()
+        self._loop = loop
+        settings = self._settings
+        stub = BytesStub if settings.backups else GRPCInferenceServiceStub
+        self._lanes_to = tuple(
+            Lanes(partial(self._connect, target), self._give_up, settings.channels, stub=stub)
+            for target in settings.targets
+        )
+        if settings.backups:
+            self._hedger = AsyncHedger(
+                settings.targets,
+                self._lanes_to,
+                hedge=settings.hedge,
+                retries=settings.retries,
+                headers=settings.headers,
+                loop=loop,
+            )
 
-    def _connect(self) -> grpc.aio.Channel:
-        target, chosen = self._settings.target, self._settings.options()
+    def _connect(self, target: str) -> grpc.aio.Channel:
+        chosen = self._settings.options(target)
         if self._credentials:
             return grpc.aio.secure_channel(target, self._credentials, chosen)
         return grpc.aio.insecure_channel(target, chosen)

@@ -10,9 +10,10 @@ from typing import Any, Self
 import grpc
 import numpy.typing as npt
 from hedgerow_protos import open_inference_pb2 as pb
+from hedgerow_protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 
 from hedgerow import infer_result
-from hedgerow.connection import DatatypeCache, Settings, Tls
+from hedgerow.connection import DatatypeCache, Settings, Tls, addresses
 from hedgerow.descriptions import IndexEntry, ModelMetadata, ServerMetadata, VersionStatistics
 from hedgerow.errors import (
     Cancelled,
@@ -24,6 +25,9 @@ from hedgerow.errors import (
     Unavailable,
     from_rpc,
 )
+from hedgerow.hedging import DEFAULT, Hedging
+from hedgerow.hedging.blocking import Hedger, direct_stub
+from hedgerow.hedging.method import INFER, METADATA, Asked, Method, ResultT
 from hedgerow.infer_request import Headers, InferRequest, Parameter, columns, headers
 from hedgerow.infer_result import InferResult, read_stream
 from hedgerow.lanes import Lanes, Trailing
@@ -46,6 +50,10 @@ class Client:
         retries: Further attempts, within the timeout, when a server is unreachable or draining.
         tls: None for plaintext.
         metadata: Sent with every call, such as `{"authorization": "Bearer …"}`.
+        backups: Addresses of backup regions, in order. `infer` and `predict` go there when the primary
+            fails, is slow, or is down; all else is asked of the primary alone.
+        hedge: When a second attempt begins at a backup while the first is still under way; None: only
+            when that fails.
 
     Raises:
         InvalidRequest: A setting is out of range.
@@ -63,26 +71,35 @@ class Client:
         retries: int = 2,
         tls: Tls | None = None,
         metadata: Mapping[str, str] | None = None,
+        backups: Sequence[str] = (),
+        hedge: Hedging | None = DEFAULT,
     ) -> None:
-        self._settings = Settings(
-            target, timeout, channels, max_message_bytes, keepalive, retries, tls, headers(metadata)
+        self._settings = settings = Settings(
+            target,
+            timeout,
+            channels,
+            max_message_bytes,
+            keepalive,
+            retries,
+            tls,
+            headers(metadata),
+            addresses(backups),
+            hedge,
         )
         self._datatypes = DatatypeCache()
         self._closed = False
-        chosen = self._settings.options()
         credentials = tls.credentials() if tls else None
-        self._lanes: Lanes[grpc.Channel] = Lanes(
-            lambda: (
-                grpc.secure_channel(target, credentials, chosen)
-                if credentials
-                else grpc.insecure_channel(target, chosen)
-            ),
-            lambda channel: channel.close(),
-            channels,
-        )
+        self._lanes_to = tuple(self._open_lanes(name, credentials) for name in settings.targets)
+        self._lanes = self._lanes_to[0]
+        self._hedger: Hedger | None = None
+        if settings.backups:
+            self._hedger = Hedger(
+                settings.targets, self._lanes_to, hedge=hedge, retries=retries, headers=settings.headers
+            )
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else f"{self._lanes.outstanding} calls"
+        calls = sum(lanes.outstanding for lanes in self._lanes_to)
+        state = "closed" if self._closed else f"{calls} calls"
         return f"<hedgerow.Client {self._settings.target} {state}>"
 
     def __enter__(self) -> Self:
@@ -96,8 +113,11 @@ class Client:
     def close(self) -> None:
         """Ends the connections; calls under way end with `Cancelled`. Harmless a second time."""
         self._closed = True
-        for lane in self._lanes.open:
-            lane.channel.close()
+        if self._hedger is not None:
+            self._hedger.close()
+        for lanes in self._lanes_to:
+            for lane in lanes.open:
+                lane.channel.close()
 
     def infer(
         self,
@@ -253,6 +273,10 @@ class Client:
     def metadata(self, model: str, version: str | int = "", *, timeout: float | None = None) -> ModelMetadata:
         """What a model takes and gives."""
         request = pb.ModelMetadataRequest(name=model, version=str(version))
+        if self._hedger is not None:
+            return ModelMetadata.read(
+                self._ask(self._hedger, METADATA, (model, str(version)), request, timeout)
+            )
         return ModelMetadata.read(self._call("ModelMetadata", request, timeout)[0])
 
     def config(self, model: str, version: str | int = "", *, timeout: float | None = None) -> pb.ModelConfig:
@@ -291,6 +315,10 @@ class Client:
         return datatypes
 
     def _infer(self, message: pb.ModelInferRequest, seconds: float, sent: Headers) -> InferResult:
+        if self._hedger is not None:
+            return self._ask(
+                self._hedger, INFER, (message.model_name, message.model_version), message, seconds, sent
+            )
         return infer_result.read(*self._call("ModelInfer", message, seconds, sent))
 
     def _yes(self, method: str, request: object, field: str, timeout: float | None) -> bool:
@@ -299,10 +327,45 @@ class Client:
         except (Unavailable, DeadlineExceeded, NotFound):
             return False
 
+    def _open_lanes(self, target: str, credentials: grpc.ChannelCredentials | None) -> Lanes[grpc.Channel]:
+        chosen = self._settings.options(target)
+        return Lanes(
+            lambda: (
+                grpc.secure_channel(target, credentials, chosen)
+                if credentials
+                else grpc.insecure_channel(target, chosen)
+            ),
+            lambda channel: channel.close(),
+            self._settings.channels,
+            stub=direct_stub if self._settings.backups else GRPCInferenceServiceStub,
+        )
+
     def _acquire(self) -> Any:
+        self._check_open()
+        return self._lanes.acquire()
+
+    def _check_open(self) -> None:
         if self._closed:
             raise FailedPrecondition(f"{self!r}: make another client")
-        return self._lanes.acquire()
+
+    def _ask(
+        self,
+        hedger: Hedger,
+        method: Method[ResultT],
+        asked: Asked,
+        request: Any,
+        timeout: float | None,
+        sent: Headers | None = None,
+    ) -> ResultT:
+        self._check_open()
+        settings = self._settings
+        return hedger.call(
+            method,
+            asked,
+            request.SerializeToString(),
+            settings.timeout if timeout is None else timeout,
+            settings.headers if sent is None else sent,
+        )
 
     def _call(
         self, method: str, request: object, timeout: float | None, sent: Headers | None = None

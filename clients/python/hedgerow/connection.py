@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 
 from hedgerow.errors import InvalidRequest
+from hedgerow.hedging import DEFAULT, Hedging
 from hedgerow.infer_request import Headers
 
 
@@ -41,8 +43,20 @@ class Tls:
         )
 
 
+#: Methods that gRPC tries again by itself where there is one target; a client with backups sees to the first
+#: two itself, since their attempts share a budget.
+_HEDGED = ("ModelInfer", "ModelMetadata")
+_RETRIED = (*_HEDGED, "ModelConfig", "ServerMetadata")
+
+
 def options(
-    *, target: str, max_message_bytes: int, keepalive: float, retries: int, tls: Tls | None
+    *,
+    target: str,
+    max_message_bytes: int,
+    keepalive: float,
+    retries: int,
+    tls: Tls | None,
+    has_backups: bool = False,
 ) -> list[tuple[str, int | str]]:
     """The channel arguments for the client's settings."""
     chosen: list[tuple[str, int | str]] = [
@@ -66,12 +80,15 @@ def options(
     if several:
         # gRPC would make one of the whole list, which is none that HTTP/2 allows.
         chosen.append(("grpc.default_authority", target.partition(":")[2].partition(",")[0]))
+    if has_backups:
+        # A backup is asked seldom; when it is, nothing should have to be connected first.
+        chosen.append(("grpc.client_idle_timeout_ms", 2**31 - 1))
     if retries <= 0:
         chosen.append(("grpc.enable_retries", 0))
     config = {
         # Of several addresses gRPC would otherwise use the first that answers.
         **({"loadBalancingConfig": [{"round_robin": {}}]} if several else {}),
-        **(_retry_config(retries) if retries > 0 else {}),
+        **(_retry_config(retries, _RETRIED[2:] if has_backups else _RETRIED) if retries > 0 else {}),
     }
     if config:
         chosen.append(("grpc.service_config", json.dumps(config)))
@@ -86,7 +103,7 @@ def without_proxy(target: str) -> list[tuple[str, int | str]]:
     return [("grpc.enable_http_proxy", 0)] if local else []
 
 
-def _retry_config(retries: int) -> dict[str, object]:
+def _retry_config(retries: int, methods: Sequence[str]) -> dict[str, object]:
     """Retries of UNAVAILABLE inside the call's deadline (gRFC A6).
 
     Inference changes nothing on the server, so a second attempt is safe. The
@@ -105,7 +122,7 @@ def _retry_config(retries: int) -> dict[str, object]:
                 "name": [{"service": "inference.GRPCInferenceService", "method": method}],
                 "retryPolicy": policy,
             }
-            for method in ("ModelInfer", "ModelMetadata", "ModelConfig", "ServerMetadata")
+            for method in methods
         ],
         "retryThrottling": {"maxTokens": 20, "tokenRatio": 0.5},
     }
@@ -123,21 +140,54 @@ class Settings:
     retries: int
     tls: Tls | None
     headers: Headers
+    backups: tuple[str, ...] = ()
+    hedge: Hedging | None = DEFAULT
 
     def __post_init__(self) -> None:
         for name, least in (("timeout", 1e-6), ("channels", 1), ("max_message_bytes", 1), ("retries", 0)):
             if not getattr(self, name) >= least:
                 raise InvalidRequest(f"{name}={getattr(self, name)!r} is too small; at least {least}")
+        for name in self.backups:
+            if not name or self.targets.count(name) > 1:
+                raise InvalidRequest(
+                    f"backups={self.backups!r}: give addresses, each once, not the target's own"
+                )
+        if self.hedge is None:
+            return
+        if not self.backups:
+            if self.hedge is not DEFAULT:
+                raise InvalidRequest("hedge=… without backups=…: there is nobody to hedge with")
+        elif self.hedge.after >= self.timeout:
+            raise InvalidRequest(
+                f"hedging after={self.hedge.after!r} is not below timeout={self.timeout!r}: none would begin"
+            )
 
-    def options(self) -> list[tuple[str, int | str]]:
-        """The channel arguments."""
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """All addresses, the primary's first."""
+        return (self.target, *self.backups)
+
+    def options(self, target: str | None = None) -> list[tuple[str, int | str]]:
+        """The channel arguments for one of the targets; for the primary, unless told otherwise."""
         return options(
-            target=self.target,
+            target=self.target if target is None else target,
             max_message_bytes=self.max_message_bytes,
             keepalive=self.keepalive,
             retries=self.retries,
             tls=self.tls,
+            has_backups=bool(self.backups),
         )
+
+
+def addresses(backups: Sequence[str]) -> tuple[str, ...]:
+    """The backups' addresses.
+
+    Raises:
+        InvalidRequest: One string, whose letters would be taken for addresses.
+    """
+    if isinstance(backups, str):
+        raise InvalidRequest(f"backups={backups!r}: give a sequence of addresses, [{backups!r}]")
+    return tuple(backups)
 
 
 class DatatypeCache:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from hedgerow_protos import open_inference_pb2 as pb
+from hedgerow_protos.hedging import REGION
 
 from hedgerow.errors import HedgerowError, InvalidReply
 from hedgerow.infer_request import Parameter
@@ -25,6 +26,8 @@ class InferResult(Mapping[str, Array]):
         parameters: Everything the server added.
         request_id: The request's id; the server's own if the caller gave none.
         traceparent: The W3C trace context under which the server recorded the call.
+        target: The address that answered, where a client has backups; else "".
+        attempt: What brought the answer to such a client: `primary`, `hedge` or `failover`.
     """
 
     model: str
@@ -33,6 +36,8 @@ class InferResult(Mapping[str, Array]):
     parameters: Mapping[str, Parameter]
     request_id: str
     traceparent: str
+    target: str = ""
+    attempt: str = "primary"
 
     def __getitem__(self, name: str) -> Array:
         try:
@@ -49,8 +54,12 @@ class InferResult(Mapping[str, Array]):
 
     @property
     def outcome(self) -> str:
-        """Who answered: `primary` (the plain case), `hedge`, `failover` or `fallback`."""
-        return str(self.parameters.get("hedgerow_outcome", "primary"))
+        """Who answered: `primary` (the plain case), `hedge`, `failover` or `fallback`.
+
+        The server's word, if it is not the plain case there; else the client's own hedge or failover.
+        """
+        said = self._said("hedgerow_outcome")
+        return self.attempt if said is None or said == "primary" else said
 
     @property
     def variant(self) -> str | None:
@@ -72,8 +81,20 @@ class InferResult(Mapping[str, Array]):
         return None if value is None else str(value)
 
 
-def read(response: pb.ModelInferResponse, trailing: Mapping[str, str | bytes]) -> InferResult:
+def read(
+    response: pb.ModelInferResponse,
+    trailing: Mapping[str, str | bytes],
+    *,
+    kind: str = "primary",
+    target: str = "",
+) -> InferResult:
     """The result in a reply.
+
+    Args:
+        response: The reply.
+        trailing: Its trailing metadata.
+        kind: Of the attempt that brought it.
+        target: That it comes from.
 
     Raises:
         InvalidReply: The contents disagree with the outputs' names, shapes or datatypes.
@@ -90,17 +111,22 @@ def read(response: pb.ModelInferResponse, trailing: Mapping[str, str | bytes]) -
             outputs[name] = decode(name, output.datatype, output.shape, raws[position])
         else:
             outputs[name] = decode_contents(name, output.datatype, output.shape, output.contents)
+    parameters = {
+        name: getattr(parameter, choice)
+        for name, parameter in response.parameters.items()
+        if (choice := parameter.WhichOneof("parameter_choice"))
+    }
+    if REGION in trailing:  # as a server tells another region, and whoever asks it after another
+        parameters.setdefault("hedgerow_region", str(trailing[REGION]))
     return InferResult(
         model=response.model_name,
         model_version=response.model_version,
         outputs=outputs,
-        parameters={
-            name: getattr(parameter, choice)
-            for name, parameter in response.parameters.items()
-            if (choice := parameter.WhichOneof("parameter_choice"))
-        },
+        parameters=parameters,
         request_id=response.id or str(trailing.get("x-request-id", "")),
         traceparent=str(trailing.get("traceparent", "")),
+        target=target,
+        attempt=kind,
     )
 
 

@@ -43,10 +43,10 @@ class Lane(Generic[ChannelT]):
 
     __slots__ = ("channel", "outstanding", "spare", "stub", "worker")
 
-    def __init__(self, channel: ChannelT) -> None:
+    def __init__(self, channel: ChannelT, stub: Any) -> None:
         self.channel = channel
-        # The generated stub is untyped, and serves sync and asyncio channels alike.
-        self.stub: Any = GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
+        #: The methods of the service; untyped, and alike for sync and asyncio channels.
+        self.stub = stub
         self.outstanding = 0
         #: Number of the worker that last answered; None before the first reply.
         self.worker: int | None = None
@@ -66,6 +66,7 @@ class Lanes(Generic[ChannelT]):
         close: closes a channel that has no more calls.
         count: channels to begin with, and to keep at least.
         clock: seconds.
+        stub: makes the methods of a channel.
     """
 
     def __init__(
@@ -74,13 +75,16 @@ class Lanes(Generic[ChannelT]):
         close: Callable[[ChannelT], None],
         count: int,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        stub: Callable[[Any], Any] = GRPCInferenceServiceStub,
     ) -> None:
         self._connect = connect
+        self._stub = stub
         self._close = close
         self._clock = clock
         self._most = max(MOST, count)
         #: Those that take calls.
-        self.all = tuple(Lane(connect()) for _ in range(count))
+        self.all = tuple(self._open() for _ in range(count))
         self._spare: set[Lane[ChannelT]] = set()
         self._turn = itertools.count()
         self._lock = threading.Lock()
@@ -89,6 +93,10 @@ class Lanes(Generic[ChannelT]):
         self._changes = 0
         self._last_change = 0.0
         self._spread_by_proxy = False
+
+    def _open(self) -> Lane[ChannelT]:
+        channel = self._connect()
+        return Lane(channel, self._stub(channel))
 
     @property
     def open(self) -> tuple[Lane[ChannelT], ...]:
@@ -182,4 +190,4 @@ class Lanes(Generic[ChannelT]):
             spare.spare = True
             self._spare.add(spare)
             kept = tuple(lane for lane in kept if lane is not spare)
-        self.all = (*kept, Lane(self._connect()))
+        self.all = (*kept, self._open())
