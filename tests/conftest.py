@@ -3,9 +3,14 @@
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 #: A real PostgreSQL and a real Valkey.
 pytest_plugins = ("feature_store",)
+
+# How long an example takes is the machine's business: a busy one is no failure.
+settings.register_profile("hedgerow", deadline=None, suppress_health_check=(HealthCheck.too_slow,))
+settings.load_profile("hedgerow")
 
 #: Of these, a later test's processes would inherit what an earlier one left.
 OURS = ("HEDGEROW_", "MLFLOW_")
