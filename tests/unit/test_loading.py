@@ -200,6 +200,28 @@ def test_a_slip_in_the_number_of_threads_is_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("after_ms", "fits"),
+    [
+        (0, True),
+        (0.5, True),
+        (60_000, True),
+        ("NaN", False),
+        ("Infinity", False),
+        (-1, False),
+        (60_001, False),
+    ],
+)
+def test_a_delay_of_hedges_that_nobody_can_have_meant_is_refused(tmp_path: Path, after_ms: float | str, fits):
+    """Not a number would break the timers of every request of the model."""
+    path, serving = zoo.mlp(tmp_path / "m.onnx"), {"hedging": {"after_ms": after_ms}}
+    if fits:
+        load_file(path, serving)
+        return
+    with pytest.raises(LoadRefused, match="hedging.after_ms is .*; it is milliseconds, at most 60000"):
+        load_file(path, serving)
+
+
+@pytest.mark.parametrize(
     ("content", "says"),
     [
         (b"", "is empty"),

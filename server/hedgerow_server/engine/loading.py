@@ -135,7 +135,7 @@ def _check_hedging(serving: ServingSpec) -> None:
     after_ms = serving.hedging.after_ms
     if not 0 <= after_ms <= _LONGEST_HEDGE_DELAY_MS:  # NaN is neither
         raise LoadRefused(
-            f"hedging.afterMs is {after_ms:g}; it is milliseconds, at most {_LONGEST_HEDGE_DELAY_MS:g}, "
+            f"hedging.after_ms is {after_ms:g}; it is milliseconds, at most {_LONGEST_HEDGE_DELAY_MS:g}, "
             "or 0 for the server's"
         )
 
