@@ -217,7 +217,7 @@ def test_a_delay_of_hedges_that_nobody_can_have_meant_is_refused(tmp_path: Path,
     if fits:
         load_file(path, serving)
         return
-    with pytest.raises(LoadRefused, match="hedging.after_ms is .*; it is milliseconds, at most 60000"):
+    with pytest.raises(LoadRefused, match=r"hedging\.after_ms is .*; it is milliseconds, at most 60000"):
         load_file(path, serving)
 
 
