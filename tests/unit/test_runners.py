@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -73,6 +74,31 @@ async def test_a_model_faster_than_the_limit_runs_on_the_loop_and_a_slower_one_i
         await idle(path, quick, slow)
     assert runs["quick"] == [(True, 1)] * 3
     assert runs["slow"] == [(False, 1)] * 3
+
+
+async def test_a_fast_model_comes_back_from_the_threads_whatever_it_waits_for_there(
+    paths: list[RequestPath],
+) -> None:
+    """On a busy core a run in a thread waits for a processor, and for the GIL; on the loop it would not."""
+    of = model("several")
+    path = await RequestPath.open(table(of), inline_below=2e-3)
+    paths.append(path)
+    for _ in range(200):
+        of.latency.observe(1, 0.01)
+    here, run = threading.get_ident(), of.run
+
+    def wait_in_threads(outputs: list[str], feeds: dict[str, np.ndarray], options: Any) -> list[np.ndarray]:
+        if threading.get_ident() != here:
+            time.sleep(0.01)
+        return run(outputs, feeds, options)
+
+    of.run = wait_in_threads  # type: ignore[method-assign]
+    runs = watched(of)
+    for _ in range(40):
+        path.answerer.answer([path.callers.call(request({"a": [[1, 2]], "b": [[3, 4]]}))])
+        await idle(path, of)
+    assert runs[0] == (False, 1)
+    assert runs[-1] == (True, 1)
 
 
 async def test_a_large_request_to_a_fast_model_does_not_stop_the_loop(paths: list[RequestPath]) -> None:

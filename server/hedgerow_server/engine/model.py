@@ -65,6 +65,8 @@ class Model:
         self.breaker = Breaker(f"{name}@{version}", QUARANTINE, time.monotonic, _say)
         #: Runs under way in runner threads.
         self.running = 0
+        #: Whether a run happens in the thread that asks for it, all of it.
+        self.is_single_threaded = serving.session.intra_op_threads <= 1
         self.output_names = [output.name for output in loaded.signature.outputs]
         self._session: ort.InferenceSession | None = loaded.session
         #: Runs on the event loop's thread through buffers that stay; None where sizes vary.

@@ -153,6 +153,8 @@ class Engine:
     def _run_short(self, batches: Sequence[tuple[Model, list[Work]]]) -> None:
         """Runs batches of several models on the loop."""
         for model, part, result in execute_short(batches):
+            if isinstance(result, Ran):
+                model.latency.observe(result.rows, result.run_ns * 1e-9)
             self._conclude(model, part, result)
 
     def _drop(self, model: Model, work: Work, now: float) -> None:
@@ -205,22 +207,30 @@ class Engine:
         self._threads.submit(self._run_in_thread, run)
 
     def _run_in_thread(self, run: Run) -> None:
-        result = execute(run.model, run.batch, run.options)
+        busy_ns = time.thread_time_ns()
+        outcomes = execute(run.model, run.batch, run.options)
+        busy_ns = time.thread_time_ns() - busy_ns
         assert self._loop is not None
         try:
-            self._loop.call_soon_threadsafe(self._end_run, run, result)
+            self._loop.call_soon_threadsafe(self._end_run, run, outcomes, busy_ns)
         except RuntimeError:
             log.debug("a run of %r ended after its loop", run.model)
 
-    def _end_run(self, run: Run, outcomes: list[Outcome]) -> None:
+    def _end_run(self, run: Run, outcomes: list[Outcome], busy_ns: int) -> None:
         if run.timer is not None:
             run.timer.cancel()
         self._runs.discard(run)
         self._busy -= 1
-        for _, ran in outcomes:
-            if isinstance(ran, Ran):
-                run.model.latency.ran(ran.rows, ran.run_ns * 1e-9)
         for part, result in outcomes:
+            if isinstance(result, Ran):
+                seconds = result.run_ns * 1e-9
+                alone = busy_ns * 1e-9
+                if alone < self.inline_below and run.model.is_single_threaded:
+                    # Here it also waited for a processor and for the GIL, which it would not on the loop.
+                    # Else a model of some microseconds that once came here would never go back.
+                    seconds = min(seconds, alone)
+                run.model.latency.ran(result.rows, seconds)
+                run.model.latency.observe(result.rows, seconds)
             self._conclude(run.model, part, result)
         run.model.end_run()
         # Whoever waited longest gets the runner.
@@ -231,9 +241,7 @@ class Engine:
                 break
 
     def _conclude(self, model: Model, part: list[Work], result: Ran | Exception) -> None:
-        if isinstance(result, Ran):
-            model.latency.observe(result.rows, result.run_ns * 1e-9)
-        elif isinstance(result, BatchShapeError):
+        if isinstance(result, BatchShapeError):
             if model.batches:
                 log.warning("%r: %s; its requests run one by one from now on", model, result)
             model.batches = False
