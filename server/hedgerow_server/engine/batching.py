@@ -252,12 +252,12 @@ class BatchQueue(Generic[W]):
         lines = self._lines
         if len(lines) == 1 and self._rows <= self._max_rows and not (self.waits or self._prioritized):
             # Nearly always: they fit together, all have time, nobody has left. Then the line is the batch.
-            (line,) = lines.values()
+            kind, line = lines.popitem()
             for request in line:
                 if request.ended or request.deadline <= ample:
+                    lines[kind] = line
                     break
             else:
-                lines.clear()
                 self.length = self._rows = 0
                 return line, []
         batch: list[W] = []
