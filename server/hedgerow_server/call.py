@@ -8,6 +8,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import grpc
+import msgspec
 from hedgerow_protos.hedging import (
     ATTEMPT,
     OWN_PREVIOUS_ATTEMPTS,
@@ -161,38 +162,25 @@ class Call:
         return f"<Call {self.token} {state} {self.choice}>"
 
 
-class Trace:
+class Trace(msgspec.Struct, gc=False, eq=False):
     """Which trace a request belongs to (W3C Trace Context), and who sent it."""
 
-    __slots__ = ("attempt", "caller", "parent", "previous_attempts", "request_id", "trace_id", "trailing")
-
-    def __init__(
-        self,
-        trace_id: str,
-        request_id: str,
-        caller: str,
-        trailing: list[tuple[str, str | bytes]],
-        *,
-        parent: str,
-        previous_attempts: int = 0,
-        attempt: str = "",
-    ) -> None:
-        self.trace_id = trace_id
-        #: `x-request-id`: the caller's, else the trace id.
-        self.request_id = request_id
-        #: For sticky routing; empty if the caller did not name itself.
-        self.caller = caller
-        #: What goes back to the caller with every answer.
-        self.trailing = trailing
-        #: The traceparent of the caller's span, which attempts elsewhere have as parent too.
-        self.parent = parent
-        #: How often this request was tried elsewhere before; from one on nothing is tried anywhere else.
-        self.previous_attempts = previous_attempts
-        #: `hedge` or `failover`: another server asks, which has this request as well.
-        self.attempt = attempt
+    trace_id: str
+    #: `x-request-id`: the caller's, else the trace id.
+    request_id: str
+    #: For sticky routing; empty if the caller did not name itself.
+    caller: str
+    #: What goes back to the caller with every answer.
+    trailing: list[tuple[str, str | bytes]]
+    #: The traceparent of the caller's span, which attempts elsewhere have as parent too.
+    parent: str
+    #: How often this request was tried elsewhere before; from one on nothing is tried anywhere else.
+    previous_attempts: int = 0
+    #: `hedge` or `failover`: another server asks, which has this request as well.
+    attempt: str = ""
 
 
-NO_TRACE = Trace("", "", "", [], parent="")
+NO_TRACE = Trace("", "", "", [], "")
 
 _HEX = frozenset("0123456789abcdef")
 _LONGEST_ID = 128
@@ -222,7 +210,7 @@ def read_trace(metadata: Metadata) -> Trace:
             return _continue_trace(metadata, trace_id, span_id)
     traceparent = f"00-{trace_id}-{span_id}-00"
     trailing: list[tuple[str, str | bytes]] = [("x-request-id", trace_id), ("traceparent", traceparent)]
-    return Trace(trace_id, trace_id, "", trailing, parent=traceparent)
+    return Trace(trace_id, trace_id, "", trailing, traceparent)
 
 
 def _continue_trace(metadata: Metadata, trace_id: str, span_id: str) -> Trace:
