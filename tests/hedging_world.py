@@ -91,7 +91,7 @@ class ScriptedRuns:
         result: Ran | Exception = RuntimeError("the run failed")
         if how == "answer":
             result = Ran([np.full((work.rows, 1), HERE, np.float32)], work.rows, 0, 1000)
-        self.answerer.finish(of, [work], result)
+        self.answerer.finish([(of, [work], result)])
 
     def _forget(self, of: Model, work: Work) -> None:
         for timer in self.under_way.pop(work):

@@ -27,6 +27,7 @@ from hedgerow_protos.open_inference_pb2 import ModelInferRequest
 
 from hedgerow_server.books import Books
 from hedgerow_server.call import Call, read_trace
+from hedgerow_server.engine.execution import Ended
 from hedgerow_server.engine.model import Model
 from hedgerow_server.engine.runners import Engine
 from hedgerow_server.engine.work import Ran, Work
@@ -353,12 +354,21 @@ class Answerer:
 
     # ----------------------------------------------------------- on the way out
 
-    def finish(self, model: Model, batch: Sequence[Work], result: Ran | Exception) -> None:
-        """Answers the calls of a batch that has run; those that ended meanwhile are passed over."""
-        calls = cast("Sequence[Call]", batch)
-        if isinstance(result, Ran):
-            self._give(model, calls, result)
-            return
+    def finish(self, ended: Sequence[Ended]) -> None:
+        """Answers the calls of batches that have run; those that ended meanwhile are passed over."""
+        answered: list[Call] = []
+        for model, batch, result in ended:
+            calls = cast("list[Call]", batch)
+            if isinstance(result, Ran):
+                answered += self._give(model, calls, result)
+            else:
+                self._lose(model, calls, result)
+        # First the answers, then the books: the callers need not wait for them.
+        if answered:
+            self._end(answered, _OK, "OK")
+
+    def _lose(self, model: Model, calls: Sequence[Call], error: Exception) -> None:
+        """Tells the calls of a batch that its run has failed, or was stopped."""
         for call in calls:
             if call.ended:
                 continue
@@ -368,9 +378,9 @@ class Answerer:
                     call, DeadlineExceeded("the deadline passed while the model ran; its run was stopped")
                 )
             else:
-                error = defect(call, result)
-                self._blame(model, call, f"a run failed, error {error.error_id}")
-                self._refuse(call, error)
+                failure = defect(call, error)
+                self._blame(model, call, f"a run failed, error {failure.error_id}")
+                self._refuse(call, failure)
 
     def _blame(self, model: Model, call: Call, reason: str) -> None:
         """Counts a failure of a version, which after several goes into quarantine."""
@@ -395,10 +405,10 @@ class Answerer:
             assert call.choice is not None
             self._blame_slow(call.choice.model, call, batch)
 
-    def _give(self, model: Model, calls: Sequence[Call], ran: Ran) -> None:
-        """Gives each call of a batch its rows."""
+    def _give(self, model: Model, calls: Sequence[Call], ran: Ran) -> list[Call]:
+        """Gives each call of a batch its rows; returns those that have their answer."""
         if not calls:
-            return
+            return []
         began = self._nanoseconds()
         outputs = Encoded(ran.outputs, calls[0].outputs, alone=len(calls) == 1, fixed=ran.fixed)
         answered: list[Call] = []
@@ -420,12 +430,12 @@ class Answerer:
             else:
                 self._respond(call, payload)
                 answered.append(call)
-        # First the answers, then the books: the callers need not wait for them.
-        ended_ns = self._end(answered, _OK, "OK") if answered else self._nanoseconds()
         if model.breaker.is_wary:
             model.breaker.tally(len(calls) - failed)
-        model.statistics.ran(ran.rows, ran.input_ns, ran.run_ns, ended_ns - began, requests=len(calls))
+        spent_ns = self._nanoseconds() - began
+        model.statistics.ran(ran.rows, ran.input_ns, ran.run_ns, spent_ns, requests=len(calls))
         model.statistics.last_inference_ms = int(time.time() * 1000)
+        return answered
 
     def expire(self, work: Work) -> None:
         """Tells a call that its time was over before a run began."""
@@ -519,46 +529,31 @@ class Answerer:
             log.exception("the status of %r could not be sent", call)
         self._end([call], number, error.code.name, error.error_id if isinstance(error, Internal) else None)
 
-    def _end(self, calls: Sequence[Call], code: int, status: str, error_id: str | None = None) -> int:
+    def _end(self, calls: Sequence[Call], code: int, status: str, error_id: str | None = None) -> None:
         """The one place where calls end: they are counted, logged and let their version go.
 
         Args:
-            calls: of one version, or without any.
+            calls: those of one version one after the other.
             code: the gRPC status of all of them.
             status: its name.
             error_id: of the defect that ended them.
-
-        Returns:
-            The time at which they ended, on the clock of the measurements.
         """
-        now_ns = self._nanoseconds()
-        holding = held = 0
+        some_have_more = self._fault is not None or self._fallback.is_busy
         for call in calls:
             call.ended = True
-            if (
-                call.line is not None
-                or call.race is not None
-                or call.probe is not None
-                or self._fault is not None
-                or self._fallback.is_busy
-            ):
+            if some_have_more or call.line is not None or call.race is not None or call.probe is not None:
                 self._let_go(call, code)
             if call.queued_ns or call.joining_ns:
-                holding += 1
-                held += call.size
                 if not call.queued_ns:
                     self._joining.pop(call, None)
-        self.books.enter(calls, now_ns, code, status, error_id)
-        if holding:
-            choice = calls[0].choice
-            assert choice is not None
-            choice.model.release(holding)
-            self._held_bytes -= held
+                assert call.choice is not None
+                call.choice.model.release()
+                self._held_bytes -= call.size
+        self.books.enter(calls, self._nanoseconds(), code, status, error_id)
         self.in_flight -= len(calls)
         if self._idle is not None and not self.in_flight:
             self._idle.set()
             self._idle = None
-        return now_ns
 
     def _let_go(self, call: Call, code: int) -> None:
         """Ends what few calls have: attempts elsewhere, rules that wait, a probe, a delay on purpose."""

@@ -34,17 +34,28 @@ class Books:
         """Counts and logs calls that have just ended alike.
 
         Args:
-            calls: of one version, or without any.
+            calls: those of one version one after the other.
             now_ns: when they ended, on the clock of `Call.received_ns`.
             code: the gRPC status of all of them.
             status: its name.
             error_id: of the defect that ended them.
         """
-        now = time.time()
-        took_ns: list[int] = []
+        now, is_on = time.time(), self._requests.is_on
         lines: list[LogLine] = []
-        queued = queue_ns = 0
+        statistics = self.of(calls[0])
+        took_ns: list[int] = []
         for call in calls:
+            choice = call.choice
+            if choice is None:
+                name = version = variant = ""
+                mine = self.unrouted
+            else:
+                model = choice.model
+                name, version, variant = model.name, model.version, choice.variant
+                mine = model.statistics
+            if mine is not statistics:
+                statistics.answered(code, *took_ns)
+                statistics, took_ns = mine, []
             total_ns = now_ns - call.received_ns
             took_ns.append(total_ns)
             waited_ns = 0
@@ -53,45 +64,38 @@ class Books:
                 # answered by which one's queue count grew.
                 if call.queued_ns:
                     waited_ns = (call.started_ns or now_ns) - call.queued_ns
-                queued += 1
-                queue_ns += waited_ns
+                mine.queued += 1
+                mine.queue_ns += waited_ns
             if code == _OK:
                 if call.outcome == "primary":
-                    assert call.choice is not None
-                    tally = call.choice.tally
+                    assert choice is not None
+                    tally = choice.tally
                     tally.requests += 1
                     tally.predictions += call.rows
                 else:
-                    self.of(call).elsewhere[call.outcome] += 1
-            if self._requests.is_on:
-                lines.append(_line(call, now, waited_ns, total_ns, code, status, error_id))
-        statistics = self.of(calls[0])
+                    mine.elsewhere[call.outcome] += 1
+            if is_on:
+                trace = call.trace
+                lines.append(
+                    LogLine(
+                        now,
+                        trace.trace_id,
+                        trace.request_id,
+                        trace.caller,
+                        name,
+                        version,
+                        variant,
+                        call.outcome if code == _OK else "",
+                        call.features,
+                        # Nanoseconds to milliseconds with four digits.
+                        waited_ns // 100 / 10_000,
+                        call.run_ns // 100 / 10_000,
+                        total_ns // 100 / 10_000,
+                        status,
+                        error_id,
+                        call.join_ns // 100 / 10_000 if call.join_ns else 0.0,
+                        call.rule,
+                    )
+                )
         statistics.answered(code, *took_ns)
-        statistics.queued += queued
-        statistics.queue_ns += queue_ns
         self._requests.record(*lines)
-
-
-def _line(
-    call: Call, now: float, queue_ns: int, total_ns: int, code: int, status: str, error_id: str | None
-) -> LogLine:
-    trace, choice = call.trace, call.choice
-    return LogLine(
-        now,
-        trace.trace_id,
-        trace.request_id,
-        trace.caller,
-        choice.model.name if choice is not None else "",
-        choice.model.version if choice is not None else "",
-        choice.variant if choice is not None else "",
-        call.outcome if code == _OK else "",
-        call.features,
-        # Nanoseconds to milliseconds with four digits.
-        queue_ns // 100 / 10_000,
-        call.run_ns // 100 / 10_000,
-        total_ns // 100 / 10_000,
-        status,
-        error_id,
-        call.join_ns // 100 / 10_000,
-        call.rule,
-    )

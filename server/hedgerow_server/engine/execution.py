@@ -13,6 +13,8 @@ from hedgerow_server.engine.work import Ran, Work, assemble
 
 #: A part of a batch, and what became of it; a failed run is told as its exception.
 Outcome = tuple[list[Work], Ran | Exception]
+#: The same with the model.
+Ended = tuple[Model, list[Work], Ran | Exception]
 
 
 class BatchShapeError(Exception):
@@ -21,7 +23,7 @@ class BatchShapeError(Exception):
 
 def execute_short(
     batches: Sequence[tuple[Model, list[Work]]],
-) -> list[tuple[Model, list[Work], Ran | Exception]]:
+) -> list[Ended]:
     """Runs a batch of each of several models in this thread, through their buffers where that can be.
 
     First all inputs, then all runs: a run of some microseconds reads most of what is in the
@@ -47,7 +49,7 @@ def execute_short(
                 bound = None
         now = clock()
         filled.append((model, batch, bound, rows, now - began))
-    outcomes: list[tuple[Model, list[Work], Ran | Exception]] = []
+    ended: list[Ended] = []
     for model, batch, bound, rows, input_ns in filled:
         began = now
         for work in batch:
@@ -56,13 +58,13 @@ def execute_short(
             try:
                 outputs = bound.run(rows)
                 now = clock()
-                outcomes.append((model, batch, Ran(outputs, rows, input_ns, now - began, fixed=True)))
+                ended.append((model, batch, Ran(outputs, rows, input_ns, now - began, fixed=True)))
                 continue
             except Exception:  # noqa: BLE001, S110  as above
                 pass
-        outcomes += [(model, part, result) for part, result in execute(model, batch, None)]
+        ended += [(model, part, result) for part, result in execute(model, batch, None)]
         now = clock()
-    return outcomes
+    return ended
 
 
 def execute(model: Model, batch: list[Work], options: ort.RunOptions | None) -> list[Outcome]:

@@ -15,15 +15,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import onnxruntime as ort
 
-from hedgerow_server.engine.execution import BatchShapeError, Outcome, execute, execute_short
+from hedgerow_server.engine.execution import BatchShapeError, Ended, Outcome, execute, execute_short
 from hedgerow_server.engine.model import Model
 from hedgerow_server.engine.work import Ran, Work
 from hedgerow_server.gate.admission import Backlog, backlog
 
 log = logging.getLogger(__name__)
 
-#: What becomes of each batch; on the loop's thread. A failed run is told as its exception.
-Finish = Callable[[Model, Sequence[Work], Ran | Exception], None]
+#: What becomes of batches; on the loop's thread.
+Finish = Callable[[Sequence[Ended]], None]
 #: What becomes of a request that ran out of time while it waited.
 Expire = Callable[[Work], None]
 
@@ -118,7 +118,8 @@ class Engine:
                     # Who is first need not wait for all.
                     self._run_short(short)
                     short, seconds = [], 0.0
-            self._run_short(short)
+            if short:
+                self._run_short(short)
             waiting = list(behind)
             if waiting:
                 now = time.monotonic()
@@ -152,10 +153,13 @@ class Engine:
 
     def _run_short(self, batches: Sequence[tuple[Model, list[Work]]]) -> None:
         """Runs batches of several models on the loop."""
-        for model, part, result in execute_short(batches):
+        ended = execute_short(batches)
+        for model, _, result in ended:
             if isinstance(result, Ran):
                 model.latency.observe(result.rows, result.run_ns * 1e-9)
-            self._conclude(model, part, result)
+            elif isinstance(result, BatchShapeError):
+                _stop_batching(model, result)
+        self._finish(ended)
 
     def _drop(self, model: Model, work: Work, now: float) -> None:
         """A request ran out of time while it waited: where that goes on, nothing runs or too much waits."""
@@ -221,7 +225,7 @@ class Engine:
             run.timer.cancel()
         self._runs.discard(run)
         self._busy -= 1
-        for part, result in outcomes:
+        for _, result in outcomes:
             if isinstance(result, Ran):
                 seconds = result.run_ns * 1e-9
                 alone = busy_ns * 1e-9
@@ -231,7 +235,9 @@ class Engine:
                     seconds = min(seconds, alone)
                 run.model.latency.ran(result.rows, seconds)
                 run.model.latency.observe(result.rows, seconds)
-            self._conclude(run.model, part, result)
+            elif isinstance(result, BatchShapeError):
+                _stop_batching(run.model, result)
+        self._finish([(run.model, part, result) for part, result in outcomes])
         run.model.end_run()
         # Whoever waited longest gets the runner.
         for model in list(self._hungry):
@@ -239,13 +245,6 @@ class Engine:
             self.run_waiting(model)
             if self._busy >= self._runners:
                 break
-
-    def _conclude(self, model: Model, part: list[Work], result: Ran | Exception) -> None:
-        if isinstance(result, BatchShapeError):
-            if model.batches:
-                log.warning("%r: %s; its requests run one by one from now on", model, result)
-            model.batches = False
-        self._finish(model, part, result)
 
     def give_up(self) -> list[Work]:
         """Takes every request that waits or runs and has not ended; somebody must tell them so.
@@ -307,6 +306,12 @@ class Run:
     def terminate(self) -> None:
         """Makes ONNX Runtime give up between two nodes of the graph."""
         self.options.terminate = True
+
+
+def _stop_batching(model: Model, error: BatchShapeError) -> None:
+    if model.batches:
+        log.warning("%r: %s; its requests run one by one from now on", model, error)
+    model.batches = False
 
 
 def _sample(model: Model, batch: Sequence[Work], now: float, expected: float) -> None:

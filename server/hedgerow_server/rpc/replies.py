@@ -35,7 +35,7 @@ class Encoded:
         fixed: all sizes but the rows are the same in each run of the model.
     """
 
-    __slots__ = ("_datas", "alone", "arrays", "asked", "fixed", "frame", "rows", "writer")
+    __slots__ = ("_datas", "alone", "arrays", "asked", "first", "fixed", "frame", "rows", "stride", "writer")
 
     def __init__(
         self,
@@ -53,7 +53,17 @@ class Encoded:
         self.frame: Frame | None = None
         self.writer: ReplyWriter | None = None
         self.rows = -1
+        #: The bytes of the first output, and of a row of it; seen when they are first needed.
+        self.first: bytes | memoryview | None = None
+        self.stride = 0
         self._datas: list[tuple[bytes | memoryview, int] | None] | None = None
+
+    def see_first(self) -> bytes | memoryview:
+        """Sets `first` and `stride`."""
+        output = self.arrays[0]
+        self.stride = output.nbytes // len(output) if not self.alone else 0
+        self.first = data = _bytes_of(output)
+        return data
 
     def shapes(self, rows: int) -> tuple[tuple[int, ...], ...]:
         """The shapes of a part of so many rows."""
@@ -116,13 +126,19 @@ class ReplyWriter:
     def write(self, request_id: str, outputs: Encoded, first: int, rows: int) -> bytes:
         """Encodes the reply to the request whose rows are `rows` from `first` on; see `TensorCodec.write`."""
         frame = outputs.frame
+        # Mostly that of the request before.
         if frame is None or outputs.rows != rows or outputs.writer is not self:
             frame = outputs.frame = self._frame(outputs, rows)
             outputs.rows, outputs.writer = rows, self
         if self._reject_nan:
             _refuse_nan(outputs, first, rows)
         if frame.head and not request_id:
-            return frame.head + outputs.part(0, first, rows)
+            data = outputs.first
+            if data is None:
+                data = outputs.see_first()
+            if not outputs.alone:
+                data = data[first * outputs.stride : (first + rows) * outputs.stride]
+            return frame.head + data
         pieces: list[Any] = [frame.fields]
         if request_id:
             encoded = request_id.encode()
