@@ -165,7 +165,7 @@ class Station:
                 self._end(request, "expired")
             if not batch:
                 continue
-            last = self.queue.lowest() or batch[-1] if self.prioritized else batch[-1]
+            last = self.queue.oldest() or batch[-1] if self.prioritized else batch[-1]
             self.limit.sample(
                 self.now,
                 self.now - last.queued_ns * 1e-9,

@@ -147,11 +147,11 @@ class Queueing(RuleBasedStateMachine):
 
     @rule()
     def look(self) -> None:
-        lowest = self.queue.lowest()
+        oldest = self.queue.oldest()
         alive = [r for r in self.waiting if not r.ended]
-        if self.levels and len(alive) == len(self.queue):
-            assert (lowest is None) == (not alive)
-            assert lowest is None or lowest.priority == max(r.priority for r in alive)
+        assert (oldest is None) == (not alive)
+        if oldest is not None and self.levels:
+            assert oldest.queued_ns == min(r.queued_ns for r in alive)
 
     @rule(level=st.integers(1, 3))
     def displace(self, level: int) -> None:

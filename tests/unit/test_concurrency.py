@@ -45,7 +45,7 @@ def test_what_was_never_seen_overloaded_is_not_limited() -> None:
 
 def test_a_standing_queue_brings_it_down_to_what_waits_for_as_long_as_it_may() -> None:
     limit = threaded()
-    feed(limit, waited=0.6, in_flight=3000, seconds=0.5)
+    feed(limit, waited=0.6, in_flight=200, seconds=0.5)
     assert limit.value == pytest.approx(RATE * (TARGET + RUN), rel=0.02)
 
 
@@ -66,12 +66,31 @@ def test_a_queue_that_drains_below_the_limit_does_not_bring_it_down_further() ->
     assert limit.value == pytest.approx(lowered, rel=0.05)
 
 
-def test_it_grows_by_its_root_while_it_is_used_and_nobody_waits() -> None:
+def test_it_doubles_while_it_is_used_and_nobody_waits() -> None:
     limit = threaded()
     feed(limit, waited=0.5, in_flight=3000, seconds=0.25)
+    feed(limit, waited=0.5, in_flight=200, begin=1.0, seconds=0.25)
     value = float(limit.value)
     feed(limit, waited=0.0, in_flight=limit.value, begin=10.0, seconds=0.22)
+    assert limit.value == pytest.approx(2 * value + math.sqrt(value), abs=2)
+
+
+def test_near_its_target_it_grows_by_its_root() -> None:
+    limit = threaded()
+    feed(limit, waited=0.5, in_flight=200, seconds=0.25)
+    value = float(limit.value)
+    feed(limit, waited=TARGET, in_flight=limit.value, begin=10.0, seconds=0.22)
     assert limit.value == pytest.approx(value + math.sqrt(value), abs=2)
+
+
+def test_a_moment_in_which_nothing_was_answered_halves_what_is_in_use() -> None:
+    """The machine stood still: the rate of that moment would leave next to nothing."""
+    limit = threaded()
+    feed(limit, waited=0.5, in_flight=200, seconds=0.25)
+    assert limit.value == 105
+    for i in range(8):
+        limit.sample(10.0 + i * 0.1, 0.5, RUN, LEFT, 1, 100)
+    assert limit.value == 50
 
 
 def test_it_does_not_grow_while_less_than_half_of_it_is_used() -> None:
@@ -125,7 +144,7 @@ def test_one_that_is_not_adaptive_stays_at_its_maximum() -> None:
 def test_a_model_on_the_loop_takes_a_turns_requests_whatever_was_learned_in_threads() -> None:
     limit = threaded()
     assert limit.ample == 1, "in threads each request is looked at"
-    feed(limit, waited=0.5, in_flight=3000)
+    feed(limit, waited=0.5, in_flight=200)
     learned = limit.value
     limit.move(threaded=False)
     assert limit.ample == int(2 * ONE_TURN * OPEN_TO_ALL)

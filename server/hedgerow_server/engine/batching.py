@@ -9,7 +9,7 @@ batch forms, so a batch never depends on a request that nobody waits for.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_right, insort
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from operator import attrgetter
@@ -329,15 +329,20 @@ class BatchQueue(Generic[W]):
         waiting = sum([request.rows for request in line if not request.ended])
         return max((rows for rows in self._wait.preferred if rows <= waiting), default=self._max_rows)
 
-    def lowest(self) -> W | None:
-        """Of those who wait with the lowest priority, one that came first; None: nobody waits."""
+    def oldest(self) -> W | None:
+        """Who has waited longest, in a queue with priorities; None: nobody waits."""
         found: W | None = None
         for line in self._lines.values():
-            for request in line[bisect_left(line, line[-1].priority, key=_priority) :]:
-                if not request.ended:
-                    if found is None or request.priority > found.priority:
-                        found = request
-                    break
+            at = 0
+            while at < len(line):
+                request = line[at]
+                if request.ended:
+                    at += 1
+                    continue
+                if found is None or request.queued_ns < found.queued_ns:
+                    found = request
+                # Within a priority the first has waited longest.
+                at = bisect_right(line, request.priority, lo=at, key=_priority)
         return found
 
     def displace(self, priority: int) -> W | None:

@@ -319,7 +319,7 @@ def _sample(model: Model, batch: Sequence[Work], now: float, expected: float) ->
 
     The last of a batch has waited least. With priorities that says nothing of those who are passed over.
     """
-    last = (model.queue.lowest() if model.is_prioritized else None) or batch[-1]
+    last = (model.queue.oldest() if model.is_prioritized else None) or batch[-1]
     queued = last.queued_ns * 1e-9
     model.limit.sample(now, now - queued, expected, last.deadline - queued, len(batch), model.in_flight)
 

@@ -1,16 +1,17 @@
 """How many requests of one model version may be under way, learned from how long they wait for a run.
 
-    wait <= target:  limit + sqrt(limit), if at least half of it is in use
+    wait <= target:  limit * (target + run) / (wait + run) + sqrt(limit), if at least half of it is in use
     wait >  target:  rate * (target + run), if that is less
 
-The first line is the headroom of Netflix's concurrency-limits and of Envoy's adaptive concurrency filter. The
-second is Little's law: of requests that are answered at such a rate, so many are under way where they
-wait for `target` and not longer. What is measured differs from both projects. They compare whole
-response times with the fastest seen; here a batch takes longer than a single row and everybody in it
-counts the same, so only the time in the queue says anything. And of that only the least in a window
-counts, as in CoDel (Nichols and Jacobson, 2012): a burst, or one long run, makes many wait, but a queue that
-has emptied in between is no standing one. A batch's latest request is its sample: where a run takes all
-that waits, that one has hardly waited.
+Both are Little's law: of requests that are answered at such a rate, so many are under way where they wait
+for `target` and not longer. Upwards it at most doubles: with more under way the rate may stay as it is.
+The square root is the headroom of Netflix's concurrency-limits and of Envoy's adaptive
+concurrency filter. What is measured differs from both projects. They compare whole response times with
+the fastest seen; here a batch takes longer than a single row and everybody in it counts the same, so only
+the time in the queue says anything. And of that only the least in a window counts, as in CoDel
+(Nichols and Jacobson, 2012): a burst, or one long run, makes many wait, but a queue that has emptied in
+between is no standing one. A batch's latest request is its sample: where a run takes all that
+waits, that one has hardly waited.
 
 The target is relative to the model and to its callers: a request may wait for the run under way and
 for one more, or for a fifth of the time that the most hurried caller gives, whichever is longer; but
@@ -177,10 +178,10 @@ class ConcurrencyLimit:
         self._judged = now
         self._rate = self._requests / (now - self._begun)
         if wait > target:
-            # It only lowers it: what was answered may have been less than what could be.
-            self._set(min(limit, self._rate * (target + run)))
+            # Not below half of what is in use: a moment in which little was answered is no measure.
+            self._set(min(limit, max(self._rate * (target + run), self._peak / 2)))
         elif 2 * self._peak >= limit:
-            self._set(limit + math.sqrt(limit))
+            self._set(limit * min(2.0, (target + run) / (wait + run)) + math.sqrt(limit))
 
     def drain(self, in_flight: int) -> float:
         """Seconds in which so many requests are answered, at the rate last seen; 0 if none was."""
