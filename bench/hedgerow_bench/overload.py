@@ -28,9 +28,9 @@ _MODEL = "matrices"
 #: One row of it, which takes a run some milliseconds: the model is the limit, not the server.
 _ROW = np.ones((1, models.WIDTH), np.float32)
 _MEGABYTES = 32
-#: Rows in one run: refusing a request costs the server some 20 µs, so that what is measured is
+#: Rows in one run. Refusing a request costs the server some 30 µs; so that what is measured is
 #: overload of the model, a request of it must cost much more.
-_BATCH = 4
+_BATCH = 1
 #: Requests under way at each region when the peak is looked for.
 _PEAK_CALLERS = 16
 #: Of the peak, the load after the overload.
