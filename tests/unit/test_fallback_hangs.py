@@ -53,9 +53,9 @@ async def test_it_goes_into_quarantine_though_no_request_sees_its_deadline_pass(
     """What rules answer is no good run: else each request would wait nearly as long as it may, for ever."""
     world = alone()
     for _ in range(QUARANTINE.minimum):
-        assert await ask(world, HANGS) == ("fallback", pytest.approx(0.95))
+        assert await ask(world, HANGS) == ("fallback", pytest.approx(0.9))
     assert world.models[0].breaker.state is State.OPEN
-    assert "had not ended after 0.950 s" in world.models[0].breaker.reason
+    assert "had not ended after 0.900 s" in world.models[0].breaker.reason
     for _ in range(20):
         assert await ask(world, HANGS) == ("fallback", pytest.approx(0.0))
     await world.check_is_over()
@@ -68,7 +68,7 @@ async def test_a_probe_that_hangs_is_answered_by_rules_and_prolongs_the_quaranti
         await ask(world, HANGS)
     for trip in range(2, 5):
         await asyncio.sleep(QUARANTINE.open_for)
-        assert await ask(world, HANGS) == ("fallback", pytest.approx(0.95))
+        assert await ask(world, HANGS) == ("fallback", pytest.approx(0.9))
         assert world.models[0].breaker.state is State.OPEN
         assert world.models[0].breaker.trips == trip
         assert await ask(world, HANGS) == ("fallback", pytest.approx(0.0))
@@ -106,7 +106,7 @@ async def test_what_waits_for_a_backup_when_rules_answer_it_counts_once():
     world.regions[0].plans = [HANGS]
     world.models[0].latency = LatencyModel(0.0001)
     for _ in range(QUARANTINE.minimum - 1):
-        assert await ask(world, Ends("fail", 0.01)) == ("fallback", pytest.approx(0.95))
+        assert await ask(world, Ends("fail", 0.01)) == ("fallback", pytest.approx(0.9))
     assert world.models[0].breaker.state is State.CLOSED
     await world.check_is_over()
 
@@ -123,7 +123,7 @@ async def test_the_answer_comes_before_the_deadline_however_short_that_is(remain
 
 @given(st.floats(1e-6, 1e4))
 def test_most_of_the_time_is_the_models(seconds: float):
-    assert 0 < kept(seconds) <= min(0.05, seconds / 2)
+    assert 0 < kept(seconds) <= min(0.25, seconds / 2)
     assert kept(seconds) <= 0.1 * seconds or seconds < 0.02
 
 

@@ -8,7 +8,7 @@ from hedgerow_server.errors import DeadlineExceeded, InvalidTensor
 
 #: Of a request's time the last part is for an answer that needs no run, and for the way back: a share, within
 #: seconds. Timers have milliseconds; of less than two of them half is left for the run.
-_KEPT_SHARE, _KEPT_LEAST, _KEPT_MOST = 0.1, 0.002, 0.05
+_KEPT_SHARE, _KEPT_LEAST, _KEPT_MOST = 0.1, 0.002, 0.25
 
 
 def kept(seconds: float) -> float:
