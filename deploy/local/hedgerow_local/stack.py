@@ -32,6 +32,8 @@ from hedgerow_local.lock import take
 
 #: Seconds until a process must be ready. MLflow imports for 8 s on an idle machine, and for 45 on a busy one.
 _MLFLOW_READY, _CONTROL_READY, _SERVER_READY, _STORE_READY = 180.0, 90.0, 90.0, 90.0
+#: In ready lines.
+_ADDRESSES = ("grpc", "http", "metrics")
 #: Said when something is ready or gone: the process's name and a line for people.
 Tell = Callable[[str, str], None]
 
@@ -71,10 +73,13 @@ class Stack:
         self._settings = dict(settings or {})
         self._features: FeatureStore | None = None
         self._lock: IO[str] | None = None
-        self._control = ""
+        self._mlflow = self._control = ""
         self._watchers: list[asyncio.Task[None]] = []
         self._stopping = False
-        self._servers: list[str] = []
+        # Region and own settings of each.
+        self._servers: dict[str, tuple[str, Mapping[str, str]]] = {}
+        # What each part said when it was ready: where it listens.
+        self._said: dict[str, dict[str, str]] = {}
         #: Parts that ended on purpose.
         self._killed: set[str] = set()
 
@@ -123,43 +128,32 @@ class Stack:
         await self.children[name].ended()
 
     async def start_again(self, name: str) -> None:
-        """Starts a part that was killed, as it was.
+        """Starts a part that was killed, as it was and where it was.
 
         Raises:
+            PortTaken: Another process listens there meanwhile, where MLflow did.
             ChildFailed: It ended again, or was not ready in time.
         """
-        child = self.children[name]
-        await child.start()
+        said = self._said[name]
+        ports = {key: int(said[key].rpartition(":")[2]) for key in _ADDRESSES if key in said}
+        if name == "mlflow":
+            await self._begin_mlflow(ports["http"])
+        elif name == "control":
+            await self._begin_control(ports["grpc"], ports["http"])
+        elif name in self._servers:
+            await self._begin_server(name, ServerPorts(ports["grpc"], ports["http"], ports["metrics"]))
+        else:
+            await self._begin_program(name)
         self._killed.discard(name)
-        self._watchers.append(asyncio.create_task(self._watch(child)))
-        await self._ready(name, _STORE_READY)
+        await self._ready(name, _MLFLOW_READY if name == "mlflow" else _STORE_READY)
 
     async def _start(self) -> Endpoints:
         """Starts everything that does not need another's port at once, then the rest."""
         assert self._features is not None
-        for name, program in self._features.programs.items():
-            await self._begin(
-                name, program.command, stop_signal=program.stop_signal, ready_text=program.ready_text
-            )
-        with listen(self._ports.mlflow, "MLflow") as registry:
-            host, port = registry.getsockname()
-            mlflow = f"http://{host}:{port}"
-            arguments = ("--fd", str(registry.fileno()), "--directory", str(self.root / "mlflow"))
-            await self._begin(
-                "mlflow",
-                (sys.executable, "-m", "hedgerow_local.mlflow_server", *arguments),
-                pass_fds=(registry.fileno(),),
-            )
-        await self._begin(
-            "control",
-            (sys.executable, "-m", "hedgerow_control"),
-            {
-                "HEDGEROW_CONTROL__GRPC_PORT": str(self._ports.control_grpc),
-                "HEDGEROW_CONTROL__HTTP_PORT": str(self._ports.control_http),
-                "HEDGEROW_CONTROL__STATE_DIR": str(self.root / "control"),
-                "HEDGEROW_REGISTRY__URI": mlflow,
-            },
-        )
+        for name in self._features.programs:
+            await self._begin_program(name)
+        await self._begin_mlflow(self._ports.mlflow)
+        await self._begin_control(self._ports.control_grpc, self._ports.control_http)
         # The servers need the control plane's port; nobody needs the others to start.
         (control, server, backup), _ = await _all(self._start_regions(), self._others_ready())
         for child in self.children.values():
@@ -175,12 +169,42 @@ class Stack:
             backup_metrics=backup["metrics"],
             control=control["grpc"],
             control_http=control["http"],
-            mlflow=mlflow,
+            mlflow=self._mlflow,
             store=self._features.store,
             cache=self._features.cache,
         )
         endpoints.write(self.root)
         return endpoints
+
+    async def _begin_program(self, name: str) -> None:
+        assert self._features is not None
+        program = self._features.programs[name]
+        await self._begin(
+            name, program.command, stop_signal=program.stop_signal, ready_text=program.ready_text
+        )
+
+    async def _begin_mlflow(self, port: int) -> None:
+        with listen(port, "MLflow") as registry:
+            host, port = registry.getsockname()
+            self._mlflow = f"http://{host}:{port}"
+            arguments = ("--fd", str(registry.fileno()), "--directory", str(self.root / "mlflow"))
+            await self._begin(
+                "mlflow",
+                (sys.executable, "-m", "hedgerow_local.mlflow_server", *arguments),
+                pass_fds=(registry.fileno(),),
+            )
+
+    async def _begin_control(self, grpc_port: int, http_port: int) -> None:
+        await self._begin(
+            "control",
+            (sys.executable, "-m", "hedgerow_control"),
+            {
+                "HEDGEROW_CONTROL__GRPC_PORT": str(grpc_port),
+                "HEDGEROW_CONTROL__HTTP_PORT": str(http_port),
+                "HEDGEROW_CONTROL__STATE_DIR": str(self.root / "control"),
+                "HEDGEROW_REGISTRY__URI": self._mlflow,
+            },
+        )
 
     async def _others_ready(self) -> None:
         for name in ("valkey", "postgres"):
@@ -222,8 +246,13 @@ class Stack:
     async def _start_server(
         self, name: str, region: str, ports: ServerPorts, settings: Mapping[str, str] | None = None
     ) -> dict[str, str]:
+        self._servers[name] = (region, settings or {})
+        await self._begin_server(name, ports)
+        return await self._ready(name, _SERVER_READY)
+
+    async def _begin_server(self, name: str, ports: ServerPorts) -> None:
         assert self._features is not None
-        self._servers.append(name)
+        region, settings = self._servers[name]
         await self._begin(
             name,
             (sys.executable, "-m", "hedgerow_server"),
@@ -238,10 +267,9 @@ class Stack:
                 "HEDGEROW_SERVER__WORKERS": str(self._workers),
                 "HEDGEROW_SERVER__STATE_DIR": str(self.root / name),
                 "HEDGEROW_LOG__REQUESTS": str(self.root / "log" / f"{name}-requests.log"),
-                **(settings or {}),
+                **settings,
             },
         )
-        return await self._ready(name, _SERVER_READY)
 
     async def _begin(
         self,
@@ -263,8 +291,8 @@ class Stack:
 
     async def _ready(self, name: str, within: float) -> dict[str, str]:
         began = time.monotonic()
-        said = await self.children[name].ready(within)
-        where = " ".join(f"{key}={said[key]}" for key in ("grpc", "http", "metrics") if key in said)
+        said = self._said[name] = await self.children[name].ready(within)
+        where = " ".join(f"{key}={said[key]}" for key in _ADDRESSES if key in said)
         if self._features is not None and name in self._features.programs:
             where = self._features.programs[name].where
         self._tell(name, f"ready {where} ({time.monotonic() - began:.1f} s)")
