@@ -13,6 +13,7 @@ from hedgerow_server.gate.admission import (
     REASONS,
     SHADOWS,
     SHORTEST_RETRY,
+    WAIT_MARGIN,
     Admission,
     Backlog,
     Class,
@@ -71,11 +72,11 @@ def test_who_would_be_late_is_refused_and_told_when_the_queue_has_drained() -> N
     version = Version(in_flight=5)
     door = admission(Bounds(), version)
     found = Backlog(wait=0.2, run=0.1)
-    assert door.late(version, ORDINARY, found, 0.31) is None
-    refusal = door.late(version, ORDINARY, found, 0.29)
+    assert door.late(version, ORDINARY, found, 0.2 * WAIT_MARGIN + 0.11) is None
+    refusal = door.late(version, ORDINARY, found, 0.2 * WAIT_MARGIN + 0.09)
     assert refusal is not None
     assert (refusal.reason, refusal.retry_after) == (DEADLINE, 0.2)
-    assert "290 ms left" in refusal.message
+    assert "340 ms left" in refusal.message
     assert "about 300 ms" in refusal.message
 
 

@@ -15,6 +15,7 @@ from hedgerow_protos.open_inference_pb2 import ModelInferRequest
 from hedgerow_server.call import Call
 from hedgerow_server.engine.model import Model
 from hedgerow_server.engine.priorities import Priorities
+from hedgerow_server.gate.admission import Backlog
 from hedgerow_server.gate.concurrency import Bounds
 from hedgerow_server.rpc.pushback import DETAILS
 from hypothesis import given, settings
@@ -253,6 +254,43 @@ async def test_a_model_whose_runs_hang_soon_takes_few(paths: list[RequestPath]) 
     await until_idle(path, of)
     codes = Counter(path.callers.of(call).code for call in calls)
     assert codes[OK] == 0
+
+
+async def test_a_model_that_gets_no_runner_soon_takes_few(paths: list[RequestPath]) -> None:
+    """Nothing of it runs that could tell how long its requests wait; those that run out of time do."""
+    stuck, of = endless("stuck", max_batch_size=1), slow()
+    path = await RequestPath.open(table(stuck, of), inline_below=THREADED, runners=1)
+    paths.append(path)
+    path.answerer.answer([path.callers.call(ask(name="stuck"), remaining=30)])
+    async with asyncio.timeout(20):
+        while of.limit.value > of.limit._bounds.minimum:
+            path.answerer.answer([path.callers.call(ask(), remaining=0.05)])
+            await asyncio.sleep(0.01)
+    path.answerer.abandon()
+
+
+async def test_what_a_request_finds_before_it(paths: list[RequestPath]) -> None:
+    """In threads it waits for a runner, whoever has it; on the loop for all that waits."""
+    stuck, of = endless("stuck", max_batch_size=1), slow()
+    path = await RequestPath.open(table(stuck, of), inline_below=THREADED, runners=1)
+    paths.append(path)
+    engine = path.engine
+    path.answerer.answer([path.callers.call(ask())])
+    await until_idle(path, of)
+    assert of.limit.threaded
+    assert of.latency._recent_runs == 1
+    run = of.latency.known(1)
+    assert engine.backlog(of, 0) == Backlog(wait=0.0, run=run)
+    path.answerer.answer([path.callers.call(ask(name="stuck"), remaining=30)])
+    assert engine.backlog(of, 0) == Backlog(wait=run, run=run)
+    of.limit.move(threaded=False)
+    for i in range(3):
+        call = path.callers.call(ask())
+        call.rows, call.kind, call.queued_ns = 1, None, i
+        of.queue.add(call)
+    assert engine.backlog(of, 0) == Backlog(wait=3 * run, run=run)
+    of.queue.drain()
+    path.answerer.abandon()
 
 
 @settings(max_examples=30, deadline=None)

@@ -140,6 +140,8 @@ class Engine:
             self._defer(model, due)
             return None
         threaded = expected >= self.inline_below or model.loops
+        if model.limit.threaded is not threaded:
+            model.limit.move(threaded=threaded)
         if threaded and not self._may_start(model):
             self._hungry[model] = None
             self._watch()
@@ -147,8 +149,6 @@ class Engine:
         batch, expired = queue.take(now, expected, model.latency.likely, model.latency.known)
         for work in expired:
             self._drop(model, work, now)
-        if batch and model.limit.threaded is not threaded:
-            model.limit.move(threaded=threaded)
         return batch, expected
 
     def _run_short(self, batches: Sequence[tuple[Model, list[Work]]]) -> None:

@@ -39,6 +39,10 @@ LIMIT, PRIORITY, SHADOW, HEDGE, DEADLINE, BYTES, FEATURES = REASONS = (
     "features",
 )
 
+#: A wait may turn out longer than it looks, by so much: else all that is taken just in time is answered
+#: just too late.
+WAIT_MARGIN = 1.25
+
 #: Seconds that a refused caller is asked to wait at least; an idle loop takes that for a few hundred others.
 SHORTEST_RETRY = 0.01
 #: And at most; by then much may have changed.
@@ -200,7 +204,7 @@ class Admission:
         Returns:
             None if there is time enough.
         """
-        if not model.in_flight or found.wait + found.run <= left:
+        if not model.in_flight or found.wait * WAIT_MARGIN + found.run <= left:
             return None
         retry = self._retry(found.wait) if of.retries else None
         return Refusal(
