@@ -21,7 +21,7 @@ COMPARED = {
     "silero_vad_fixed": "silero_vad",
 }
 #: Windows of 300 ms, three of them; how much they differ does not matter here.
-QUICK = ("-p", "300", "-s", "999", "-r", "3")
+QUICK = ("-p", "300", "-s", "999", "-r", "20")
 
 
 @pytest.fixture(scope="session", autouse=True)
