@@ -20,7 +20,7 @@ COMPARED = {
     "rapidocr_det_fixed": "rapidocr_det",
     "silero_vad_fixed": "silero_vad",
 }
-#: Windows of 300 ms, three of them; how much they differ does not matter here.
+#: Windows of 300 ms, twenty at most; how much they differ does not matter here, but each must hold an answer.
 QUICK = ("-p", "300", "-s", "999", "-r", "20")
 
 
