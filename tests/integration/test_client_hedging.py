@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import json
 import random
 import socket
 import threading
@@ -20,6 +21,7 @@ import zoo
 from client_peer import Asyncio, Blocking
 from client_region import Does, Region
 from hedgerow import Hedging
+from hedgerow.cli import main
 from hedgerow.hedging import direct
 from hedgerow.hedging.direct import DirectCall
 from hedgerow_protos.breaker import State
@@ -422,6 +424,27 @@ def test_without_backups_nothing_changes(regions, connect):
     assert (result.outcome, result.target) == ("primary", "")
     assert "traceparent" not in a.seen[0].metadata
     assert hedger(client) is None
+
+
+# The command.
+
+
+def test_the_command_asks_a_backup(regions, capsys):
+    a, b = regions(Does(code=CODES.UNAVAILABLE), Does())
+    asked = ["infer", "m", "--input", "x=[[1, 2, 3]]", "--server", a.address, "--backup", b.address]
+    assert main([*asked, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["outcome"], document["region"], document["target"]) == ("failover", "b", b.address)
+    assert main(asked) == 0
+    assert f"failover, region b, {b.address}" in capsys.readouterr().out
+
+
+def test_the_command_tells_of_everybody_who_did_not_answer(capsys):
+    asked = ["infer", "m", "--input", "x=[[1, 2, 3]]", "--server", "127.0.0.1:1", "--backup", "127.0.0.1:2"]
+    assert main(asked) == 4
+    said = capsys.readouterr().err
+    assert "127.0.0.1:1: Connection refused" in said
+    assert "also tried 127.0.0.1:2 (failover): 127.0.0.1:2: Connection refused" in said
 
 
 # Ends.

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from hedgerow.cli import main, output
 from hedgerow.cli.app import build
-from hedgerow.cli.endpoints import resolve
+from hedgerow.cli.endpoints import backups, resolve
 from hedgerow.cli.infer import _fill, _parse
 from hedgerow.cli.serving import _serving
 from hedgerow.cli.status import view
 from hedgerow.cli.unreachable import explained
 from hedgerow.descriptions import ModelMetadata, TensorMetadata
 from hedgerow.errors import HedgerowError, Unavailable
+from hedgerow.prediction import _from_environment
 from hedgerow_protos import hedgerow_control_pb2 as pb
 
 COMMANDS = ["up", "infer", "models", "status", "publish", "rollback", "bench", "features"]
@@ -30,6 +31,7 @@ def _no_addresses_from_outside(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for name in (
         "HEDGEROW_SERVER",
+        "HEDGEROW_BACKUPS",
         "HEDGEROW_CONTROL",
         "MLFLOW_TRACKING_URI",
         "MLFLOW_REGISTRY_URI",
@@ -268,6 +270,29 @@ def test_the_status_view_keeps_words_whole_in_a_narrow_terminal(capsys, monkeypa
 def test_an_address_that_grpc_would_misread_is_refused_with_the_right_one(address, words):
     with pytest.raises(HedgerowError, match=words):
         resolve("server", address)
+
+
+def test_backups_come_from_the_flag_or_from_where_the_server_does(monkeypatch):
+    """Whoever names a server with a flag does not mean the environment's backup regions."""
+    assert backups(None, None) == ()
+    monkeypatch.setenv("HEDGEROW_BACKUPS", "b:1, c:2,")
+    assert backups(None, None) == ("b:1", "c:2")
+    assert backups("s:1", None) == ()
+    assert backups("s:1", ["d:3"]) == ("d:3",)
+    assert backups(None, ["d:3"]) == ("d:3",)
+    for address in ("http://b:1", "b"):
+        with pytest.raises(HedgerowError):
+            backups(None, [address])
+        monkeypatch.setenv("HEDGEROW_BACKUPS", address)
+        with pytest.raises(HedgerowError, match="HEDGEROW_BACKUPS"):
+            backups(None, None)
+
+
+def test_predict_takes_server_and_backups_from_the_environment(monkeypatch):
+    assert _from_environment() == ("127.0.0.1:8001",)
+    monkeypatch.setenv("HEDGEROW_SERVER", "a:1")
+    monkeypatch.setenv("HEDGEROW_BACKUPS", "b:1,c:2")
+    assert _from_environment() == ("a:1", "b:1", "c:2")
 
 
 ALL = "failed to connect to all addresses"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 
 import grpc
 import hedgerow
 import pytest
 from hedgerow.hedging import Hedging
-from hedgerow.hedging.latencies import ModelRecord
+from hedgerow.hedging.latencies import Latencies, ModelRecord
 from hedgerow.hedging.regions import ASK_READY, ASK_UNREADY, Regions
 from hedgerow.hedging.target import LOAD_SECONDS
 from hedgerow_protos.breaker import State
@@ -161,6 +162,39 @@ def test_the_adaptive_delay_follows_the_answers_and_ends_at_the_fixed_one():
     simulation.load(100, 20)
     simulation.run()
     assert simulation.regions.model("m").delay == 0.03, "a slow host does not switch hedging off"
+
+
+def test_looking_early_hedges_nothing():
+    """A client looks at all its requests when any breaker opens."""
+    simulation = Simulation(takes(0.2), takes(0.01))
+    request = simulation.ask()
+    simulation.run(simulation.now + 0.01)
+    assert request.attempts.on_time(simulation.now) == []
+    simulation.run()
+    assert request.made_at[1] - request.began == pytest.approx(0.03)
+
+
+def test_a_timer_that_comes_late_says_nothing_of_the_primary():
+    """A caller that blocked its loop for 400 ms finds the answers that came meanwhile, not slow servers."""
+    simulation = Simulation(takes(0.002), takes(0.002))
+    requests = [simulation.ask() for _ in range(50)]
+    late = simulation.now + 0.4
+    for request in requests:
+        assert request.attempts.on_time(late) == []
+        assert late < request.attempts.wake <= late + 0.05
+    simulation.now = late
+    simulation.run()
+    assert all(request.outcome == "primary" for request in requests)
+    assert not simulation.seen[1]
+    assert not simulation.changes
+
+
+def test_a_timer_that_comes_late_each_time_is_heard_the_second_time():
+    simulation = Simulation(hangs, takes(0.002))
+    request = simulation.ask()
+    assert request.attempts.on_time(simulation.now + 0.1) == []
+    (hedge,) = request.attempts.on_time(simulation.now + 0.3)
+    assert hedge.kind == "hedge"
 
 
 # Failover.
@@ -331,6 +365,16 @@ def test_a_repetition_waits_for_the_pushback():
     assert request.made_at[2] - request.began >= 0.2
     late = simulation.answer(timeout=0.1)
     assert len(late.made) == 1, "the primary alone: nobody wants more before the deadline"
+    assert late.ended - late.began < 0.01, "and nobody waits for that"
+
+
+def test_a_repetition_begins_with_who_was_not_asked():
+    """What was not ready a moment ago is a better guess than what has just failed."""
+    simulation = Simulation(fails(CODES.UNAVAILABLE), takes(0.01))
+    simulation.regions.targets[1].is_ready = False
+    request = simulation.answer()
+    assert ([attempt.target for attempt in request.made], request.outcome) == ([0, 1], "failover")
+    assert request.made[1].is_paid
 
 
 def test_retries_off():
@@ -419,6 +463,28 @@ def test_a_slow_primary_is_left_for_its_backup():
     assert {request.outcome for request in simulation.requests} <= {"primary", "hedge", "failover"}
 
 
+def test_a_primary_that_stays_slow_is_left_for_as_long_as_it_is():
+    """What it has become does not turn into what it is measured by, however long it lasts."""
+    simulation = Simulation(takes(0.002), takes(0.003))
+    during, began, ended = outage(simulation, 100, 60, takes(0.6))
+    late = [request for request in during if request.began > began + 1]
+    assert all(request.ended - request.began < 0.1 for request in late)
+    assert simulation.changes[-1][2] == "CLOSED"
+    assert simulation.changes[-1][0] > ended
+
+
+def test_a_model_that_has_become_slow_everywhere_comes_back_to_the_primary():
+    simulation = Simulation(takes(0.002), takes(0.003))
+    simulation.load(100, 5, 5.0)
+    simulation.run()
+    simulation.behaviours = [takes(0.6), takes(0.7)]
+    simulation.load(100, 40, 5.0)
+    simulation.run()
+    assert {state for _, name, state in simulation.changes if name == "primary"} >= {"OPEN"}
+    last = simulation.requests[-500:]
+    assert Counter(request.outcome for request in last)["primary"] > 450
+
+
 def test_a_primary_that_refuses_connections_costs_its_round_trip_only():
     simulation = Simulation(takes(0.002), takes(0.003))
     during, began, ended = outage(simulation, 300, 10, fails(CODES.UNAVAILABLE, 0.0005))
@@ -447,6 +513,51 @@ def test_a_probe_keeps_its_caller_from_nothing():
         first, probe = request.made
         assert (first.kind, first.target, first.headers) == ("failover", 1, ())
         assert probe.headers == (*write_previous_attempts(1), ("hedgerow-attempt", "hedge"))
+
+
+def test_a_backup_that_fails_beside_a_probe_is_replaced_at_once():
+    simulation = Simulation(hangs, takes(0.003), takes(0.004), hedge=None)
+    simulation.regions.targets[0].breaker._open(simulation.now, "told so")
+    simulation.run(simulation.now + 2)
+    simulation.behaviours[1] = fails(CODES.INTERNAL)
+    request = simulation.answer()
+    assert [attempt.target for attempt in request.made] == [1, 0, 2]
+    assert request.outcome == "failover"
+    assert request.ended - request.began == pytest.approx(0.005)
+
+
+def test_a_probe_that_is_refused_says_nothing():
+    """A primary that sheds everything is not yet well, though it lives."""
+    simulation = Simulation(fails(CODES.RESOURCE_EXHAUSTED), takes(0.003))
+    simulation.regions.targets[0].breaker._open(simulation.now, "told so")
+    simulation.load(50, 5)
+    simulation.run()
+    assert simulation.changes[-1][2] == "HALF_OPEN"
+    simulation.behaviours[0] = takes(0.002)
+    simulation.load(50, 1)
+    simulation.run()
+    assert simulation.changes[-1][2] == "CLOSED"
+
+
+def test_calls_out_of_time_are_no_good_calls():
+    """With less time than two medians they are not slow either; they say nothing."""
+    simulation = Simulation(takes(0.09), takes(0.003), hedge=None)
+    simulation.load(50, 2)
+    simulation.run()
+    row = simulation.regions.targets[0].breaker
+    for _ in range(4):
+        row.acquire(10.0).failure("x")
+    assert simulation.answer(timeout=0.05).outcome == "DEADLINE_EXCEEDED"
+    assert row._row == 4
+
+
+def test_few_answers_make_no_median():
+    latencies = Latencies()
+    for number in range(Latencies.ENOUGH - 1):
+        latencies.add(float(number), 0.1)
+        assert latencies.median is None
+    latencies.add(float(Latencies.ENOUGH), 0.1)
+    assert latencies.median == pytest.approx(0.1, rel=0.3)
 
 
 def test_a_primary_that_is_slower_than_the_backup_is_returned_to_all_the_same():
@@ -505,6 +616,35 @@ def test_with_everybody_down_the_first_attempt_is_still_made():
     simulation.behaviours = [takes(0.01), takes(0.01)]
     simulation.run(simulation.now + 2)
     assert simulation.answer().outcome in ("primary", "failover")
+
+
+def test_a_backup_that_is_slow_is_asked_rather_than_a_primary_that_is_gone():
+    """Both breakers are open; one of the two still answers."""
+    simulation = Simulation(takes(0.002), takes(0.003))
+    simulation.load(100, 3)
+    simulation.run()
+    simulation.behaviours = [fails(CODES.UNAVAILABLE), takes(0.6)]
+    simulation.load(100, 10)
+    simulation.run()
+    assert {name for _, name, state in simulation.changes if state == "OPEN"} == {"primary", "backup1"}
+    assert all(request.outcome in ("primary", "hedge", "failover") for request in simulation.requests)
+    pushed_back = simulation.regions.targets[1]
+    pushed_back.hear(simulation.now, {PUSHBACK: "60000"})
+    assert simulation.answer().outcome == "failover"
+
+
+def test_a_request_that_failed_is_not_lost_for_a_backup_that_is_merely_slow():
+    simulation = Simulation(takes(0.002), takes(0.003), retries=0)
+    simulation.load(100, 3)
+    simulation.run()
+    simulation.behaviours = [fails(CODES.UNAVAILABLE), takes(0.6)]
+    simulation.regions.heard(simulation.now, 1, {}, ready=True)
+    simulation.regions.targets[1].breaker._open(simulation.now, "told so")
+    request = simulation.answer()
+    assert request.outcome == "failover"
+    assert not request.made[1].is_paid
+    simulation.regions.targets[1].is_ready = False
+    assert simulation.answer().outcome == "UNAVAILABLE", "who drains is left alone"
 
 
 @pytest.mark.parametrize(

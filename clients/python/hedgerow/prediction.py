@@ -19,7 +19,7 @@ from hedgerow.client import DEFAULT_TARGET, Client
 from hedgerow.infer_result import InferResult
 
 _lock = threading.Lock()
-_clients: dict[str, Client] = {}
+_clients: dict[tuple[str, ...], Client] = {}
 
 
 def predict(
@@ -39,20 +39,26 @@ def predict(
         version: As for `Client.infer`.
         timeout: Seconds.
         route_key: As for `Client.infer`.
-        server: `host:port`; None: the environment variable HEDGEROW_SERVER, else 127.0.0.1:8001.
+        server: `host:port`; None: the environment variable HEDGEROW_SERVER, else 127.0.0.1:8001, with the
+            backup regions in HEDGEROW_BACKUPS (commas between).
 
     Raises:
         HedgerowError: As for `Client.infer`.
     """
-    client = _client(server or os.environ.get("HEDGEROW_SERVER") or DEFAULT_TARGET)
+    client = _client(*((server,) if server else _from_environment()))
     return client.predict(model, inputs, version=version, timeout=timeout, route_key=route_key)
 
 
-def _client(target: str) -> Client:
+def _from_environment() -> tuple[str, ...]:
+    backups = os.environ.get("HEDGEROW_BACKUPS", "").split(",")
+    return (os.environ.get("HEDGEROW_SERVER") or DEFAULT_TARGET, *filter(None, map(str.strip, backups)))
+
+
+def _client(*targets: str) -> Client:
     with _lock:
-        client = _clients.get(target)
+        client = _clients.get(targets)
         if client is None:
-            client = _clients[target] = Client(target)
+            client = _clients[targets] = Client(targets[0], backups=targets[1:])
         return client
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from hedgerow.errors import InvalidRequest
@@ -27,6 +28,8 @@ ENVIRONMENT = {
     "store": ("HEDGEROW_FEATURES__STORE",),
     "cache": ("HEDGEROW_FEATURES__CACHE",),
 }
+#: Backup regions of the server that the environment names; commas between.
+BACKUPS = "HEDGEROW_BACKUPS"
 #: Written by `hedgerow up`, with the real ports and its process id.
 LOCAL_STACK = Path("var/local/endpoints.json")
 
@@ -48,6 +51,22 @@ def known(which: str, given: str | None, *, local_stack: Path = LOCAL_STACK) -> 
         if value := os.environ.get(variable):
             return _checked(which, value, variable)
     return _running(local_stack).get(which)
+
+
+def backups(server: str | None, given: Sequence[str] | None) -> tuple[str, ...]:
+    """The addresses of backup regions.
+
+    Args:
+        server: As given by flag; whoever names a server does not mean the environment's backups.
+        given: By flag.
+
+    Raises:
+        InvalidRequest: As for `resolve`.
+    """
+    if given or server:
+        return tuple(_checked("server", one, "--backup") for one in given or ())
+    named = os.environ.get(BACKUPS, "").split(",")
+    return tuple(_checked("server", one.strip(), BACKUPS) for one in named if one.strip())
 
 
 def _checked(which: str, address: str, where: str) -> str:

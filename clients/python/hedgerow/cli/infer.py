@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from hedgerow.cli import output
-from hedgerow.cli.endpoints import resolve
-from hedgerow.cli.options import Json, Server, Timeout
+from hedgerow.cli.endpoints import backups, resolve
+from hedgerow.cli.options import Backup, Json, Server, Timeout
 from hedgerow.client import Client
 from hedgerow.descriptions import ModelMetadata, TensorMetadata
 from hedgerow.errors import InvalidRequest
@@ -27,6 +27,7 @@ Examples:
   hedgerow infer delay --zeros
   hedgerow infer delay --input 'features=[[0.5, 12, 3]]'
   hedgerow infer delay --input features=@rows.npy --output probability
+  hedgerow infer delay --zeros --server 10.0.0.7:8001 --backup 10.1.0.7:8001
   hedgerow infer text --input 'words=["a", "b"]' --json\
 """
 
@@ -48,6 +49,7 @@ def infer(
     version: Annotated[str, Parameter(help="A version number; empty: the server chooses.")] = "",
     route_key: Annotated[str | None, Parameter(help="Who asks, for the sticky choice of a variant.")] = None,
     server: Server = None,
+    backup: Backup = None,
     timeout: Timeout = 10.0,
     json: Json = False,
 ) -> None:
@@ -55,7 +57,8 @@ def infer(
     if not input and not zeros:
         raise InvalidRequest("nothing to ask: give --input name=JSON for each input, or --zeros")
     given = dict(_parse(text) for text in input or ())
-    with Client(resolve("server", server), timeout=timeout, channels=1) as client:
+    elsewhere = backups(server, backup)
+    with Client(resolve("server", server), timeout=timeout, channels=1, backups=elsewhere) as client:
         # Also opens the connection, so that the time below is that of the question alone.
         described = client.metadata(model, version)
         inputs = _fill(described, given, zeros=zeros)
@@ -128,6 +131,7 @@ def _document(result: InferResult, milliseconds: float) -> dict[str, object]:
         "outcome": result.outcome,
         "variant": result.variant,
         "region": result.region,
+        **({"target": result.target} if result.target else {}),
         "features": result.features,
         "request_id": result.request_id,
         "latency_ms": round(milliseconds, 3),
@@ -154,6 +158,7 @@ def _print(result: InferResult, milliseconds: float) -> None:
         result.outcome,
         result.variant and f"variant {result.variant}",
         result.region and f"region {result.region}",
+        result.target,
         result.features and f"features {result.features}",
         f"{milliseconds:.2f} ms",
     )

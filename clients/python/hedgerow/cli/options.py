@@ -16,6 +16,15 @@ Server = Annotated[
     str | None,
     Parameter(name="--server", help="host:port of a server. [HEDGEROW_SERVER; 127.0.0.1:8001]"),
 ]
+Backup = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--backup",
+        negative=(),
+        help="host:port of a backup region, asked too when the server is slow and instead when it fails;"
+        " repeatable. [HEDGEROW_BACKUPS, unless --server is given]",
+    ),
+]
 Control = Annotated[
     str | None,
     Parameter(name="--control", help="host:port of the control plane. [HEDGEROW_CONTROL; 127.0.0.1:8101]"),

@@ -13,7 +13,17 @@ _RESOLVE = re.compile(r"(?P<target>.+?): errors resolving ", re.DOTALL)
 
 
 def explained(error: HedgerowError) -> str:
-    """The error's text, with what to do where nobody answered."""
+    """The error's text, with what to do where nobody answered, and who else was asked."""
+    notes: list[str] = getattr(error, "__notes__", [])
+    return "\n".join((_explained(error), *map(_shorter, notes)))
+
+
+def _shorter(note: str) -> str:
+    who, connects, last = note.partition(": failed to connect to all addresses; last error: ")
+    return f"{who}: {_reason(last)}" if connects else note
+
+
+def _explained(error: HedgerowError) -> str:
     if isinstance(error, StoreError):
         return f"{error.details} (--store names another; `hedgerow up` starts one)"
     if not isinstance(error, Unavailable) or isinstance(error, RegistryError):

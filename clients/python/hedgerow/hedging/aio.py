@@ -21,7 +21,7 @@ from hedgerow.errors import Cancelled, DeadlineExceeded, HedgerowError, InvalidR
 from hedgerow.hedging.attempt import Attempt
 from hedgerow.hedging.attempts import Attempts
 from hedgerow.hedging.direct import cancel
-from hedgerow.hedging.method import ASK_TIMEOUT, AWAY, Asked, Method, ResultT, traced
+from hedgerow.hedging.method import ASK_TIMEOUT, AWAY, Asked, Method, ResultT, news_of, traced
 from hedgerow.hedging.regions import Regions
 from hedgerow.hedging.settings import Hedging
 from hedgerow.hedging.target import Trailing
@@ -63,6 +63,8 @@ class AsyncHedger:
         self.calls: set[_Call[Any]] = set()
         self._headers = headers
         self._tasks: set[asyncio.Task[None]] = set()
+        #: Targets that are said to be down.
+        self._down: set[str] = set()
 
     def __repr__(self) -> str:
         return f"<AsyncHedger {len(self.calls)} calls, {self.regions!r}>"
@@ -113,14 +115,12 @@ class AsyncHedger:
         self.regions.heard(self.loop.time(), index, said, ready=ready)
 
     def _take_note(self, breaker: Breaker) -> None:
+        line = news_of(breaker, self._down)
+        if line:
+            log.warning(line)
         if breaker.state is State.OPEN:
-            log.warning("%s is not asked for now: %s", breaker.name, breaker.reason)
-        elif breaker.state is State.CLOSED:
-            log.warning("%s answers again", breaker.name)
-        else:
-            return
-        # Some may be waiting for its target only. Not at once: this is called amid a decision.
-        self.loop.call_soon(self._look_at_all)
+            # Some may be waiting for its target only. Not at once: this is called amid a decision.
+            self.loop.call_soon(self._look_at_all)
 
     def _look_at_all(self) -> None:
         for call in tuple(self.calls):

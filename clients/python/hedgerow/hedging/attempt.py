@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import grpc
 from hedgerow_protos.breaker import Token
 
 from hedgerow.infer_request import Headers
 
 #: What an attempt is, beside a hedge; and what the result is called that it brought.
 PRIMARY, FAILOVER = "primary", "failover"
+
+#: Statuses after which another target may still answer. Inference changes nothing, so all that may be the
+#: server's own trouble is among them, and NOT_FOUND, since one region may be behind the other. What the
+#: request itself is to blame for is not, nor DEADLINE_EXCEEDED: all attempts have the same deadline.
+ELSEWHERE = frozenset((
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.DATA_LOSS,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.UNIMPLEMENTED,
+))  # fmt: skip
 
 
 class Attempt:

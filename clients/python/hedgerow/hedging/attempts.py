@@ -9,7 +9,8 @@ A plain object without I/O, clock or thread; both clients run it. Rules (gRFC A6
 
 - The first attempt goes to the primary, or to the first backup that can take it while the primary's
   breaker is open. Once a second one request tries whether the primary is well again; it goes to a backup
-  at the same time, so that its caller does not wait for the outcome.
+  at the same time, so that its caller does not wait for the outcome. If nobody can take it, it goes to the
+  target that has answered last: a breaker says whom to ask rather, and there is nobody else.
 - An attempt that fails brings the next one at another target at once. It takes the other's place, so it
   needs no token of the budget; an overloaded target's does, unless the other said that it has room.
 - After the delay another attempt begins beside those under way, if the budget has a token for it.
@@ -25,31 +26,20 @@ from collections.abc import Callable
 
 import grpc
 from hedgerow_protos.breaker import State, Token
-from hedgerow_protos.hedging import ATTEMPT, HEDGE, HedgeDelay, Race, write_previous_attempts
+from hedgerow_protos.hedging import ATTEMPT, HEDGE, Race, write_previous_attempts
 
 from hedgerow.errors import HedgerowError
-from hedgerow.hedging.attempt import FAILOVER, PRIMARY, Attempt
+from hedgerow.hedging.attempt import ELSEWHERE, FAILOVER, PRIMARY, Attempt
 from hedgerow.hedging.regions import Regions
-from hedgerow.hedging.target import Target, Trailing, pushback_in
+from hedgerow.hedging.repetition import Repetition
+from hedgerow.hedging.summary import summed_up
+from hedgerow.hedging.target import Trailing, pushback_in
 
-#: Statuses after which another target may still answer. Inference changes nothing, so all that may be the
-#: server's own trouble is among them, and NOT_FOUND, since one region may be behind the other. What the
-#: request itself is to blame for is not, nor DEADLINE_EXCEEDED: all attempts have the same deadline.
-ELSEWHERE = frozenset((
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.INTERNAL,
-    grpc.StatusCode.UNKNOWN,
-    grpc.StatusCode.DATA_LOSS,
-    grpc.StatusCode.CANCELLED,
-    grpc.StatusCode.NOT_FOUND,
-    grpc.StatusCode.UNIMPLEMENTED,
-))  # fmt: skip
+DEADLINE_EXCEEDED = grpc.StatusCode.DEADLINE_EXCEEDED
 
-UNAVAILABLE, DEADLINE_EXCEEDED = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED
-
-#: Seconds before the first repetition, give or take a fifth; each further one waits three times as long.
-FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.5
+#: Seconds by which a timer may come late; beyond that it says nothing of the targets. And how long it is
+#: set back then, at most.
+BEHIND, LONGEST_WAIT = 0.02, 0.05
 
 
 class Attempts:
@@ -67,11 +57,10 @@ class Attempts:
     _race: Race | None = None
     _made = 0
     _hedge_at = math.inf
-    _retry_at = math.inf
-    _pause = FIRST_PAUSE
-    _repeated = 0
+    _repetition: Repetition | None = None
     #: A server said that this request should not be tried again.
     _is_final = False
+    _has_waited = False
     _errors: tuple[tuple[Attempt, HedgerowError], ...] = ()
 
     #: There is an answer, or will be none.
@@ -103,7 +92,7 @@ class Attempts:
         regions = self._regions
         regions.budget.deposit()
         breaker = regions.targets[0].breaker
-        token = breaker.acquire(self._record.slow_after(0, self._timeout))
+        token = self._ask_leave(0)
         if token is not None and breaker.state is State.CLOSED:
             attempts = [self._begin(0, 0, PRIMARY, token, now)]
         else:
@@ -117,12 +106,19 @@ class Attempts:
         """Attempts to make since it has become late; also called when a breaker has opened."""
         if self.over:
             return []
+        behind = now - self.wake
+        if behind > BEHIND and not self._has_waited:
+            # This process was away, as a blocked loop is. Let it hear first what came meanwhile.
+            self._has_waited = True
+            self.wake = now + min(behind, LONGEST_WAIT)
+            return []
+        self._has_waited = False
         for attempt in self.under_way.values():
             if now >= attempt.late_at:
                 attempt.late_at = math.inf
                 assert attempt.token is not None
                 attempt.token.late()
-        attempts = self._repeat(now) if now >= self._retry_at else self._hedge(now)
+        attempts = self._hedge(now) if self.under_way else self._repeat(now)
         self._set_wake()
         return attempts
 
@@ -186,12 +182,15 @@ class Attempts:
 
     def _start_elsewhere(self, now: float, token: Token | None) -> list[Attempt]:
         """The primary is down; with a token, this request tries whether it still is."""
+        leave = None
         for index in self._order[1:]:
-            leave = self._leave(index, now)
+            leave = self._ask_leave(index) if self._wants(index, now) else None
             if leave is not None:
                 break
         else:
-            return [self._begin(0, 0, PRIMARY, token, now)]
+            index = self._regions.last_resort(self._order)
+            if index == 0:
+                return [self._begin(0, 0, PRIMARY, token, now)]
         self._order = (index, *(other for other in self._order if other != index))
         attempts = [self._begin(0, index, FAILOVER, leave, now)]
         if token is not None:
@@ -225,7 +224,7 @@ class Attempts:
 
     def _replace(self, now: float, error: HedgerowError) -> Attempt | None:
         if error.code is not grpc.StatusCode.RESOURCE_EXHAUSTED:
-            return self._next(now, FAILOVER)
+            return self._next(now, FAILOVER) or self._last_resort(now)
         # Too much for one is too much for all, unless one of them said that it is not.
         replacement = self._next(
             now, FAILOVER, lambda index: self._regions.targets[index].has_room(now) is True
@@ -240,10 +239,10 @@ class Attempts:
         return replacement
 
     def _hedge(self, now: float) -> list[Attempt]:
-        if not self.under_way or self._is_final:
+        if self._is_final:
             return []
         if self._is_written_off():
-            attempt = self._next(now, FAILOVER)
+            attempt = self._next(now, FAILOVER) or self._last_resort(now)
         elif now < self._hedge_at:
             return []
         elif self._regions.is_hedging and self._regions.budget.tokens >= 1:
@@ -262,9 +261,24 @@ class Attempts:
         if len(self.under_way) > 1:
             return False
         (only,) = self.under_way.values()
-        return not only.is_probe and self._regions.targets[only.target].breaker.state is not State.CLOSED
+        return self._regions.targets[only.target].breaker.state is not State.CLOSED
 
-    def _next(self, now: float, kind: str, allowed: Callable[[int], bool] | None = None) -> Attempt | None:
+    def _last_resort(self, now: float) -> Attempt | None:
+        """An attempt at a target that has answered since those tried, though its breaker is open."""
+        targets = self._regions.targets
+        tried = [attempt.target for attempt, _ in self._errors]
+        tried += [attempt.target for attempt in self.under_way.values()]
+        since = max(targets[index].answered_at for index in tried)
+        return self._next(now, FAILOVER, lambda index: targets[index].answered_at > since, needs_leave=False)
+
+    def _next(
+        self,
+        now: float,
+        kind: str,
+        allowed: Callable[[int], bool] | None = None,
+        *,
+        needs_leave: bool = True,
+    ) -> Attempt | None:
         """Begins an attempt at the next target that had none and can take one."""
         leave: Token | None = None
 
@@ -272,8 +286,11 @@ class Attempts:
             nonlocal leave
             if number >= len(self._order) or (allowed and not allowed(self._order[number])):
                 return False
-            leave = self._leave(self._order[number], now)
-            return leave is not None
+            index = self._order[number]
+            if not self._wants(index, now):
+                return False
+            leave = self._ask_leave(index)
+            return leave is not None or not needs_leave
 
         number = self._racing().begin(is_usable)
         if number is None:
@@ -285,55 +302,40 @@ class Attempts:
             attempt.kind = PRIMARY
         return attempt
 
-    def _leave(self, index: int, now: float) -> Token | None:
-        """Leave for an attempt at another target than the first, if it can and wants to take one."""
-        target = self._regions.targets[index]
-        median = self._record.at[index].median or HedgeDelay.SHORTEST
-        if target.obstacle(now, self._model) or self._began + self._timeout - now <= median:
-            return None
-        return target.breaker.acquire(self._record.slow_after(index, self._timeout))
+    def _wants(self, index: int, now: float) -> bool:
+        return self._regions.wants(index, self._model, self._record, now, self._began + self._timeout)
 
-    def _plan_repetition(self, now: float) -> bool:
-        """Sets when to try again those who could not be reached; False: not at all."""
-        if self._is_final or self._repeated >= self._regions.retries or self._regions.budget.tokens < 1:
-            return False
-        pushed_back = [target.pushed_back_until for _, target in self._unreached()]
-        is_reached = not any(error.code is UNAVAILABLE for _, error in self._errors)
-        if is_reached or not pushed_back:
-            return False
-        pause = self._pause * (0.8 + 0.4 * self._regions.chance())
-        self._pause = min(3 * self._pause, LONGEST_PAUSE)
-        self._retry_at = max(now + pause, min(pushed_back))
-        return self._retry_at < self._began + self._timeout
+    def _ask_leave(self, index: int) -> Token | None:
+        return self._regions.leave(index, self._record, self._timeout)
 
     def _repeat(self, now: float) -> list[Attempt]:
-        self._retry_at = math.inf
-        ready = [(index, target) for index, target in self._unreached() if now >= target.pushed_back_until]
-        if not ready and self._plan_repetition(now):
-            return []  # another request was asked meanwhile to wait
-        if not ready or not self._regions.budget.withdraw():
-            self._fail(now)
+        repetition = self._repetition
+        if repetition is None or now < repetition.at:
             return []
-        self._repeated += 1
+        indices = repetition.take(now, self._errors)
+        if not indices:
+            # Another request may have been asked meanwhile to wait longer.
+            if not repetition.plan(now, self._errors):
+                self._fail(now)
+            return []
         number = self._racing().begin(lambda number: number >= len(self._order))
         assert number is not None
-        # The first that a breaker lets through; if none does, the first: nobody else is left.
-        index, leave = ready[0][0], None
-        for other, target in ready:
-            leave = target.breaker.acquire(self._record.slow_after(other, self._timeout))
+        for index in indices:
+            leave = self._ask_leave(index)
             if leave is not None:
-                index = other
                 break
+        else:
+            index = self._regions.last_resort(indices)
         attempt = self._begin(number, index, FAILOVER if index else PRIMARY, leave, now)
         attempt.is_paid = True
         return [attempt]
 
-    def _unreached(self) -> list[tuple[int, Target]]:
-        """The targets that have not answered with an error of their own, those that were not tried first."""
-        codes = {attempt.target: error.code for attempt, error in self._errors}
-        unreached = [index for index in self._regions.order if codes.get(index, UNAVAILABLE) is UNAVAILABLE]
-        unreached.sort(key=codes.__contains__)
-        return [(index, self._regions.targets[index]) for index in unreached]
+    def _plan_repetition(self, now: float) -> bool:
+        if self._is_final:
+            return False
+        if self._repetition is None:
+            self._repetition = Repetition(self._regions, self._began + self._timeout)
+        return self._repetition.plan(now, self._errors)
 
     def _begin(self, number: int, index: int, kind: str, token: Token | None, now: float) -> Attempt:
         headers = write_previous_attempts(self._made) if self._made else ()
@@ -347,7 +349,7 @@ class Attempts:
         attempt.is_paid = self._regions.budget.withdraw()
 
     def _set_wake(self) -> None:
-        wake = self._retry_at
+        wake = math.inf if self._repetition is None else self._repetition.at
         for attempt in self.under_way.values():
             wake = min(wake, attempt.late_at)
         left = self._racing().left
@@ -367,23 +369,4 @@ class Attempts:
             self.losers = (*self.losers, attempt)
 
     def _fail(self, now: float) -> None:
-        """All have failed: the error is what a server said of the request, else that of the first attempt."""
-        errors = [error for _, error in sorted(self._errors, key=lambda one: one[0].number)]
-        chosen = next(
-            (
-                error
-                for error in errors
-                if error.code not in ELSEWHERE and error.code is not DEADLINE_EXCEEDED
-            ),
-            errors[0],
-        )
-        tried = {attempt.target for attempt, _ in self._errors}
-        for attempt, error in self._errors:
-            if error is not chosen:
-                target = self._regions.targets[attempt.target]
-                chosen.add_note(f"also tried {target.name} ({attempt.kind}): {error}")
-        for index, target in enumerate(self._regions.targets):
-            why = target.obstacle(now, self._model) or target.breaker.reason
-            if index not in tried and why:
-                chosen.add_note(f"not tried: {target.name}: {why}")
-        self.end(chosen)
+        self.end(summed_up(self._errors, self._regions, self._model, now))

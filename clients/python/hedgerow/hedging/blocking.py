@@ -29,7 +29,7 @@ from hedgerow.errors import (
 from hedgerow.hedging.attempt import Attempt
 from hedgerow.hedging.attempts import Attempts
 from hedgerow.hedging.direct import Cancel, DirectCall
-from hedgerow.hedging.method import ASK_TIMEOUT, AWAY, Asked, BytesStub, Method, ResultT, traced
+from hedgerow.hedging.method import ASK_TIMEOUT, AWAY, Asked, BytesStub, Method, ResultT, news_of, traced
 from hedgerow.hedging.regions import Regions
 from hedgerow.hedging.settings import Hedging
 from hedgerow.hedging.target import Trailing
@@ -79,6 +79,10 @@ class Hedger:
         self.is_closed = False
         self._headers = headers
         self._news: list[str] = []
+        #: Targets that are said to be down.
+        self._down: set[str] = set()
+        #: A breaker has opened: some requests may be waiting for its target only.
+        self._looks_at_all = False
 
     def __repr__(self) -> str:
         return f"<Hedger {len(self.calls)} calls, {self.regions!r}>"
@@ -146,8 +150,8 @@ class Hedger:
     def _look(self, due: Sequence[_Call[Any]]) -> None:
         with self.lock:
             news, self._news = self._news, []
-            # A breaker has changed: some may be waiting for its target only.
-            calls = list(self.calls) if news else due
+            calls = list(self.calls) if self._looks_at_all else due
+            self._looks_at_all = False
         for line in news:
             log.warning(line)
         for call in calls:
@@ -155,11 +159,10 @@ class Hedger:
 
     def _take_note(self, breaker: Breaker) -> None:
         if breaker.state is State.OPEN:
-            self._news.append(f"{breaker.name} is not asked for now: {breaker.reason}")
-        elif breaker.state is State.CLOSED:
-            self._news.append(f"{breaker.name} answers again")
-        else:
-            return
+            self._looks_at_all = True
+        line = news_of(breaker, self._down)
+        if line:
+            self._news.append(line)
         self.timer.look_now()
 
 

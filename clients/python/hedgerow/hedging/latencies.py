@@ -11,7 +11,7 @@ SLOW_TIMES, SLOW_AT_LEAST = 10.0, 0.25
 
 
 class Latencies:
-    """Holds: how long answers took in the last ten seconds."""
+    """Holds: how long answers took in the last ten seconds in which there were any."""
 
     __slots__ = ("_counts", "_percentiles", "median")
 
@@ -21,7 +21,7 @@ class Latencies:
     def __init__(self) -> None:
         self._counts = [0] * (len(BOUNDS) + 1)
         self._percentiles = Percentiles(BOUNDS)
-        #: Seconds that half of them took at most; None while there are too few.
+        #: Seconds that half of them took at most; None while there were too few.
         self.median: float | None = None
 
     def add(self, now: float, seconds: float) -> Percentiles | None:
@@ -30,8 +30,15 @@ class Latencies:
         percentiles = self._percentiles
         if not percentiles.update(now, self._counts):
             return None
-        self.median = percentiles.at(0.5) if percentiles.samples >= self.ENOUGH else None
+        if percentiles.samples >= self.ENOUGH:
+            self.median = percentiles.at(0.5)
         return percentiles
+
+    def begin_anew(self, median: float) -> None:
+        """Forgets how it was before."""
+        self._counts = [0] * len(self._counts)
+        self._percentiles = Percentiles(BOUNDS)
+        self.median = median
 
 
 class ModelRecord:
@@ -55,3 +62,11 @@ class ModelRecord:
         if median is None:
             return timeout / 2
         return min(max(SLOW_AT_LEAST, SLOW_TIMES * median), max(timeout / 2, 2 * median))
+
+    def probe_slow_after(self, index: int, timeout: float) -> float:
+        """The same for a target that was left, and is tried: it is as well as it was, or as any other is now.
+
+        So a model that takes longer everywhere does not keep its requests from the primary for ever.
+        """
+        others = [one.median or 0.0 for i, one in enumerate(self.at) if i != index]
+        return max(self.slow_after(index, timeout), 2 * min(others, default=0.0))

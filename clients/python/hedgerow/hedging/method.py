@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 import grpc
 from google.protobuf.message import DecodeError
 from hedgerow_protos import open_inference_pb2 as pb
+from hedgerow_protos.breaker import Breaker, State
 from hedgerow_protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 
 from hedgerow import infer_result
@@ -102,3 +103,14 @@ def traced(sent: Headers) -> Headers:
 AWAY = frozenset((grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED))
 #: Seconds for the question.
 ASK_TIMEOUT = 2.0
+
+
+def news_of(breaker: Breaker, down: set[str]) -> str:
+    """What to log when a breaker has changed: once that its target is down, not at each probe."""
+    if breaker.state is State.OPEN and breaker.name not in down:
+        down.add(breaker.name)
+        return f"{breaker.name} is asked only now and then: {breaker.reason}"
+    if breaker.state is State.CLOSED:
+        down.discard(breaker.name)
+        return f"{breaker.name} answers again"
+    return ""

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Sequence
 
 import grpc
-from hedgerow_protos.breaker import Breaker, Policy, Token
+from hedgerow_protos.breaker import Breaker, Policy, State, Token
 from hedgerow_protos.hedging import LOAD, Budget, HedgeDelay
 
 from hedgerow.hedging.latencies import ModelRecord
@@ -94,11 +94,17 @@ class Regions:
         self, index: int, record: ModelRecord, token: Token | None, now: float, seconds: float, said: Trailing
     ) -> None:
         """An attempt brought an answer, whether or not it came first."""
-        record.at[index].add(now, seconds)
+        target = self.targets[index]
+        target.answered_at = now
+        was_well = target.breaker.state is State.CLOSED
+        if was_well:  # while it is not, it is measured by how it was
+            record.at[index].add(now, seconds)
         if token is not None:
             token.success(seconds)
+            if not was_well and target.breaker.state is State.CLOSED:
+                record.at[index].begin_anew(seconds)
         if LOAD in said:
-            self.targets[index].hear(now, said)
+            target.hear(now, said)
 
     def failed(
         self,
@@ -117,15 +123,31 @@ class Regions:
             target.miss(now, model)
         if code is grpc.StatusCode.UNAVAILABLE and index:
             self.ask_soon(now, index)
+        if code not in ITS_FAULT and code is not grpc.StatusCode.DEADLINE_EXCEEDED:
+            target.answered_at = now
         if token is None:
             return
         if code in ITS_FAULT:
             token.failure(code.name)
-        elif seconds > token.slow_after:
-            token.late()
         elif code not in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED):
             token.success(seconds)  # it lives: the request was wrong
         token.ignore()
+
+    def wants(self, index: int, model: str, record: ModelRecord, now: float, deadline: float) -> bool:
+        """Whether a target can take a request in place of another, whatever its breaker says."""
+        median = record.at[index].median or HedgeDelay.SHORTEST
+        return deadline - now > median and not self.targets[index].obstacle(now, model)
+
+    def leave(self, index: int, record: ModelRecord, timeout: float) -> Token | None:
+        """Leave of a target's breaker for an attempt."""
+        breaker = self.targets[index].breaker
+        is_well = breaker.state is State.CLOSED
+        slow_after = record.slow_after if is_well else record.probe_slow_after
+        return breaker.acquire(slow_after(index, timeout))
+
+    def last_resort(self, indices: Sequence[int]) -> int:
+        """Of targets that should not be asked, the one that answered last: it is slow or busy, not gone."""
+        return max(indices, key=lambda index: self.targets[index].answered_at)
 
     # What backups are asked beside requests: whether they are ready.
 
@@ -149,5 +171,7 @@ class Regions:
         target = self.targets[index]
         target.hear(now, said)
         target.is_ready = ready is not False
+        if target.is_ready:
+            target.answered_at = now
         target.ask_at = now + (ASK_READY if target.is_ready else ASK_UNREADY)
         self.ask_at = min(self.ask_at, target.ask_at)

@@ -36,6 +36,7 @@ class Target:
         "_load",
         "_load_until",
         "_missing",
+        "answered_at",
         "ask_at",
         "asked_at",
         "breaker",
@@ -49,6 +50,8 @@ class Target:
         self.breaker = breaker
         #: It answers, and did not say that it drains or that its models are not loaded.
         self.is_ready = True
+        #: When it last gave a sign of life.
+        self.answered_at = -math.inf
         #: When it was asked that, and will be the next time.
         self.asked_at = self.ask_at = -math.inf
         #: It wants no further attempts before.
