@@ -41,12 +41,12 @@ def test_the_demo_swaps_rolls_back_and_outlives_its_feature_store_without_losing
     assert second["mae"] < first["mae"] < report["model"]["baseline"]["mae"]
     assert all(scene["ok"] for scene in report["scenes"])
     hedging = report["hedging"]
-    assert hedging["latency_ms"]["with"]["p99_9"] < hedging["latency_ms"]["without"]["p99_9"]
+    assert hedging["as_long_as_a_stall"]["with"] < hedging["as_long_as_a_stall"]["without"]
     assert 0 < hedging["hedges_at_backup"] <= 0.02 * hedging["requests"] + 10
     fallback = report["fallback"]
     assert sum(fallback["outcomes"].values()) == fallback["requests"] == 300
     assert set(fallback["outcomes"]) == {"fallback: late_day", "fallback: usual"}
-    assert set(fallback["outcomes_after_rollback"]) == {"primary"}
+    assert set(fallback["outcomes_after_rollback"]) <= {"primary", "hedge"}
     for plot in ("latency.png", "features.png", "hedging.png"):
         assert (tmp_path / "var/demo" / plot).read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["var"]
