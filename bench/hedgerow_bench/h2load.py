@@ -46,12 +46,14 @@ class Shot:
         per_second: The same for each second.
         failed: Answers that were none: HTTP errors, broken streams, missing bodies.
         cpu: Processor time of the generator, in parts of one core.
+        server_us: Processor time of the server for each answer, in microseconds; 0: it was not watched.
     """
 
     requests: int
     per_second: float
     failed: int
     cpu: float
+    server_us: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,11 @@ def family(pid: int) -> list[Process]:
     return found
 
 
+def cpu_seconds_of_family(pid: int) -> float:
+    """CPU time of a process and of all that descend from it, those that live."""
+    return sum([cpu_seconds(process.pid) for process in family(pid)])
+
+
 def cpu_seconds(pid: int) -> float:
     """CPU time of a process's threads, to the nanosecond where the kernel tells; 0 if it is gone."""
     nanoseconds = [

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from hedgerow_bench import counters, mlp, procfs, throughput, wire_load
+from hedgerow_bench import counters, mlp, procfs, throughput
 from hedgerow_bench.contender import Contender, checked, over_grpc
 from hedgerow_bench.cores import Cores, available, divide
+from hedgerow_bench.h2load import Shot
 from hedgerow_bench.pair import HEDGEROW, ROW
 from hedgerow_bench.reports import Report, Rows, tell
 from hedgerow_bench.spread import interleaved, ratios, spread
@@ -69,37 +70,28 @@ async def models(counts: Sequence[int], loop: throughput.Loop, transport: str) -
         for count in counts:
             contenders[count] = await _serving(count, loop, transport, stack)
             tell(f"a server with {count} models is ready")
-        rates: dict[int, list[float]] = {count: [] for count in counts}
-        cpu = dict.fromkeys(counts, 0.0)
-        failed, requests = dict.fromkeys(counts, 0), dict.fromkeys(counts, 0)
+        shots: dict[int, list[Shot]] = {count: [] for count in counts}
         for number, count in interleaved(loop.rounds, counts):
-            connections, streams = throughput.split(CONCURRENCY)
-            outcome = await wire_load.closed_loop(
-                contenders[count],
-                connections=connections,
-                streams=streams,
-                seconds=loop.seconds,
-                warm_up=loop.warm_up,
-                directory=loop.directory,
-                cores=loop.cores,
-            )
-            records = outcome.records
-            rates[count].append((len(records) - records.failed) / loop.seconds)
-            cpu[count] = max(cpu[count], outcome.cpu)
-            failed[count] += records.failed
-            requests[count] += len(records)
-            tell(f"round {number + 1}/{loop.rounds}, {count} models: {rates[count][-1]:,.0f}/s")
+            shot = await throughput.shoot_varied(contenders[count], loop, *throughput.split(CONCURRENCY))
+            shots[count].append(shot)
+            tell(f"round {number + 1}/{loop.rounds}, {count} models: {shot.per_second:,.0f}/s")
+    rates = {count: [shot.per_second for shot in each] for count, each in shots.items()}
+    taken = {count: [shot.server_us for shot in each] for count, each in shots.items()}
+    cpu = {count: max(shot.cpu for shot in each) for count, each in shots.items()}
     return [
         {
             "models": count,
             "per_second": spread(rates[count]),
             "to_first": ratios(rates[count], rates[counts[0]]),
-            "requests": requests[count],
-            "failed": failed[count],
+            # What is left of one model's speed where the server's core is the only limit.
+            "server_us": spread(taken[count]),
+            "server_to_first": ratios(taken[counts[0]], taken[count]),
+            "requests": sum(shot.requests for shot in each),
+            "failed": sum(shot.failed for shot in each),
             "generator_cpu": cpu[count],
             "generator_was_the_limit": cpu[count] > BUSY,
         }
-        for count in counts
+        for count, each in shots.items()
     ]
 
 

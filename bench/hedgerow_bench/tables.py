@@ -60,6 +60,7 @@ def _throughput(report: Row) -> list[Table]:
                 "requests under way",
                 *(f"{name}/s" for name in servers),
                 *(f"{servers[0]} / {name}" for name in others),
+                *(f"{name}'s µs" for name in servers),
                 "failed",
             ),
             tuple(
@@ -67,6 +68,7 @@ def _throughput(report: Row) -> list[Table]:
                     f"{row['concurrency']} ({row['connections']} x {row['streams']})",
                     *(with_spread(row["servers"][name]["per_second"]) for name in servers),
                     *(with_spread(row["ratios"].get(name), ratio=True) for name in others),
+                    *(_taken(row["servers"][name]) for name in servers),
                     number(row["failed"]),
                 )
                 for row in rows
@@ -248,19 +250,31 @@ def _scale(report: Row) -> list[Table]:
     models = [row for row in report["rows"] if "models" in row]
     workers = [row for row in report["rows"] if "workers" in row]
     found = []
+    cells: tuple[tuple[str, ...], ...]
+    headings: tuple[str, ...]
     if models:
         cells = tuple(
             (
                 number(row["models"]),
                 with_spread(row["per_second"]),
                 with_spread(row["to_first"], ratio=True),
+                _taken(row),
+                with_spread(row.get("server_to_first"), ratio=True),
                 f"{row['generator_cpu']:.0%}",
                 number(row["failed"]),
             )
             for row in models
         )
         first = number(models[0]["models"])
-        headings = ("models", "answers/s", f"to {first} loaded", "generator's core", "failed")
+        headings = (
+            "models",
+            "answers/s",
+            f"to {first} loaded",
+            "server's µs",
+            "as speed",
+            "generator's core",
+            "failed",
+        )
         found.append(Table("Models loaded, with traffic on all of them", headings, cells))
     if workers:
         cells = tuple(
@@ -408,7 +422,7 @@ def _peers(report: Row) -> list[Table]:
     for row in report["rows"]:
         title = row["title"] + (f" ({row['version']})" if row["version"] else "")
         if "error" in row:
-            cells.append((title, "-", "-", "-", "left out", "-"))
+            cells.append((title, "-", "-", "-", "left out", "-", "-", "-"))
             continue
         ours, theirs = row["servers"]
         cells.append(
@@ -418,11 +432,28 @@ def _peers(report: Row) -> list[Table]:
                 with_spread(row["servers"][theirs]["per_second"]),
                 with_spread(row["servers"][ours]["per_second"]),
                 with_spread(row["ratios"].get(theirs), ratio=True),
+                _taken(row["servers"][theirs]),
+                _taken(row["servers"][ours]),
                 number(row["failed"]),
             )
         )
-    headings = ("peer", "under way", "peer/s", "hedgerow/s", "hedgerow / peer", "failed")
+    headings = (
+        "peer",
+        "under way",
+        "peer/s",
+        "hedgerow/s",
+        "hedgerow / peer",
+        "peer's µs",
+        "hedgerow's µs",
+        "failed",
+    )
     return [Table("Answers per second, median of the rounds (lowest-highest)", headings, tuple(cells))]
+
+
+def _taken(row: Row) -> str:
+    """Processor time of a server for each answer; reports from before it was measured have none."""
+    taken = row.get("server_us")
+    return number(taken["median"]) if taken and taken["median"] else "-"
 
 
 _POINTS = {"p50": "p50 ms", "p90": "p90 ms", "p99": "p99 ms", "p99_9": "p99.9 ms", "max": "max ms"}

@@ -6,11 +6,11 @@ Through h2load where it is installed, else through the generator of `wire`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from hedgerow_bench import counters, h2load, wire_load
+from hedgerow_bench import counters, h2load, procfs, wire_load
 from hedgerow_bench.contender import Contender
 from hedgerow_bench.cores import Cores
 from hedgerow_bench.process import NotReady
@@ -60,40 +60,68 @@ async def shoot(contender: Contender, loop: Loop, connections: int, streams: int
         NotReady: The server speaks HTTP/1.1 and h2load is not installed.
     """
     before = await counters.read(contender.metrics) if contender.metrics else None
-    if h2load.installed():
-        shot = await h2load.closed_loop(
+    if not h2load.installed():
+        if contender.http1:
+            raise NotReady(h2load.HINT)
+        shot = await shoot_varied(contender, loop, connections, streams)
+    else:
+        with _Watch(contender, loop) as watch:
+            shot = await h2load.closed_loop(
+                contender,
+                connections=connections,
+                streams=streams,
+                seconds=loop.seconds,
+                warm_up=loop.warm_up,
+                body=loop.directory / "request.bin",
+                cores=loop.cores.load,
+            )
+        shot = watch.add_to(shot)
+    if before is None:
+        return shot
+    after = await counters.read(contender.metrics)
+    return replace(shot, failed=max(shot.failed, counters.unanswered(before, after, shot.requests)))
+
+
+async def shoot_varied(contender: Contender, loop: Loop, connections: int, streams: int) -> h2load.Shot:
+    """The same by the generator of `wire`, which sends all requests in the contender's body in turn."""
+    with _Watch(contender, loop) as watch:
+        outcome = await wire_load.closed_loop(
             contender,
             connections=connections,
             streams=streams,
             seconds=loop.seconds,
             warm_up=loop.warm_up,
-            body=loop.directory / "request.bin",
-            cores=loop.cores.load,
+            directory=loop.directory,
+            cores=loop.cores,
         )
-    elif contender.http1:
-        raise NotReady(h2load.HINT)
-    else:
-        shot = await _without_h2load(contender, loop, connections, streams)
-    if before is None:
-        return shot
-    after = await counters.read(contender.metrics)
-    failed = max(shot.failed, counters.unanswered(before, after, shot.requests))
-    return h2load.Shot(shot.requests, shot.per_second, failed, shot.cpu)
-
-
-async def _without_h2load(contender: Contender, loop: Loop, connections: int, streams: int) -> h2load.Shot:
-    outcome = await wire_load.closed_loop(
-        contender,
-        connections=connections,
-        streams=streams,
-        seconds=loop.seconds,
-        warm_up=loop.warm_up,
-        directory=loop.directory,
-        cores=loop.cores,
-    )
     failed = outcome.records.failed
     answered = len(outcome.records) - failed
-    return h2load.Shot(answered, answered / loop.seconds, failed, outcome.cpu)
+    return watch.add_to(h2load.Shot(answered, answered / loop.seconds, failed, outcome.cpu))
+
+
+class _Watch:
+    """Watches how much processor time a server of ours takes during a run."""
+
+    def __init__(self, contender: Contender, loop: Loop) -> None:
+        self._pid = contender.pid
+        self._seconds = loop.seconds + loop.warm_up
+        self._busy = 0.0
+
+    def __enter__(self) -> Self:
+        self._busy = -self._read()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._busy += self._read()
+
+    def _read(self) -> float:
+        return procfs.cpu_seconds_of_family(self._pid) if self._pid else 0.0
+
+    def add_to(self, shot: h2load.Shot) -> h2load.Shot:
+        """The same run, with the server's time for each answer."""
+        # Those of the warm-up were not counted, and came about as fast.
+        answers = shot.per_second * self._seconds
+        return replace(shot, server_us=self._busy * 1e6 / answers) if answers else shot
 
 
 async def measure(
@@ -108,8 +136,8 @@ async def measure(
         tell: Hears the progress.
 
     Returns:
-        A row for each split: `servers` by name with the spread of `per_second`, and
-        `ratios` of the first to each other.
+        A row for each split: `servers` by name with the spreads of `per_second` and, where it is
+        known, of `server_us` (processor time for each answer), and `ratios` of the first to each other.
     """
     shots: dict[tuple[int, int], dict[str, list[h2load.Shot]]] = {
         each: {contender.name: [] for contender in contenders} for each in splits
@@ -137,7 +165,10 @@ def _row(connections: int, streams: int, shots: dict[str, list[h2load.Shot]]) ->
         "concurrency": connections * streams,
         "connections": connections,
         "streams": streams,
-        "servers": {name: {"per_second": spread(each)} for name, each in rates.items()},
+        "servers": {
+            name: {"per_second": spread(rates[name]), "server_us": spread([shot.server_us for shot in each])}
+            for name, each in shots.items()
+        },
         "ratios": {other: ratios(rates[first], rates[other]) for other in others if min(rates[other]) > 0},
         "requests": sum(shot.requests for shot in everything),
         "failed": sum(shot.failed for shot in everything),

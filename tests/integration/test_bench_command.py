@@ -37,6 +37,7 @@ def test_throughput_is_a_report_a_table_and_a_page(tmp_path):
     report = json.loads((tmp_path / "out/throughput.json").read_text())
     assert [row["concurrency"] for row in report["rows"]] == [1, 16]
     for row in report["rows"]:
+        assert all(server["server_us"]["median"] > 0 for server in row["servers"].values())
         assert row["failed"] == 0
         assert row["requests"] > 0
         assert list(row["servers"]) == ["hedgerow", "handwritten"]

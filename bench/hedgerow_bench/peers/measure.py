@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ async def serving(peer: Peer, python: Path, loop: throughput.Loop) -> AsyncItera
 async def _first_answer(peer: Peer, port: int, pid: int, log: Path) -> Contender:
     clock = asyncio.get_running_loop()
     deadline = clock.time() + peer.within
-    asked = catalog.contender(peer, port, ROW)
+    asked = replace(catalog.contender(peer, port, ROW), pid=pid)
     expected = mlp.answer(ROW, MLP_SEED)
     while True:
         try:
