@@ -7,7 +7,7 @@ import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import grpc
 import numpy as np
@@ -38,7 +38,7 @@ class Cycle:
         times: How often.
         megabytes: Of its weights.
         quiet: Seconds under load without any loading, before and after.
-        share: Of the server's capacity that the small model's requests use.
+        share: Of the server's capacity in open loop that the small model's requests use.
         directory: For files.
         cores: Of server and load.
         transport: Of the server.
@@ -107,7 +107,7 @@ async def _under_load(
     took = []
     async with Load(planned, cores=cycle.cores.load) as load:
         await asyncio.sleep(max(0.0, load.started - time.monotonic()) + cycle.quiet)
-        before = resident(subject.pid)
+        before = Memory.of(subject.pid)
         began = time.monotonic()
         for number in range(cycle.times):
             start = time.monotonic()
@@ -117,7 +117,7 @@ async def _under_load(
             tell(f"{kind}: loaded and dropped {number + 1}/{cycle.times}, {took[-1] * 1000:,.0f} ms")
         ended = time.monotonic()
         await asyncio.sleep(_SETTLE_SECONDS)
-        after = resident(subject.pid)
+        after = Memory.of(subject.pid)
         await asyncio.sleep(cycle.quiet)
         outcome = await load.finish(early=True)
     records = outcome.records
@@ -129,6 +129,7 @@ async def _under_load(
         "cycles": cycle.times,
         "rate": round(rate, 1),
         "load": cycle.share,
+        "capacity": round(capacity, 1),
         "requests": len(records),
         "failed": records.failed,
         "statuses": records.summary()["statuses"],
@@ -136,17 +137,36 @@ async def _under_load(
         "loading_ms": meanwhile,
         "p99_ratio": meanwhile["p99"] / at_rest["p99"],
         "load_took_ms": percentiles_ms(np.asarray(took)),
-        "resident_before": before,
-        "resident_after": after,
-        "resident_ratio": after / before,
+        "resident_before": before.resident,
+        "resident_after": after.resident,
+        "resident_ratio": after.resident / before.resident,
+        "anonymous_before": before.anonymous,
+        "anonymous_after": after.anonymous,
         "generator_cpu": outcome.cpu,
         "generator_was_the_limit": latency.was_late(busy.latency, busy.lag),
     }
 
 
-def resident(pid: int) -> int:
-    """Bytes of a server and its workers that lie in memory; pages that they share count for each."""
-    return sum(process.resident_bytes for process in procfs.family(pid))
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of a server and its workers that lie in memory; pages that they share count for each.
+
+    Attributes:
+        resident: All of them.
+        anonymous: Those of their own. What is over is of files, in the page cache.
+    """
+
+    resident: int
+    anonymous: int
+
+    @classmethod
+    def of(cls, pid: int) -> Self:
+        """As it is now."""
+        family = procfs.family(pid)
+        return cls(
+            sum([process.resident_bytes for process in family]),
+            sum([process.anonymous_bytes for process in family]),
+        )
 
 
 def _join(*parts: Records) -> Any:

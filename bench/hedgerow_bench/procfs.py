@@ -22,6 +22,18 @@ class Process:
     #: Pages that lie in memory, shared ones too.
     resident_bytes: int
 
+    @property
+    def anonymous_bytes(self) -> int:
+        """Resident pages of its own; the others belong to files, and the kernel may take them back."""
+        try:
+            status = (_PROC / str(self.pid) / "status").read_text()
+        except OSError:
+            return 0
+        for line in status.splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) << 10
+        return self.resident_bytes
+
 
 def read(pid: int) -> Process | None:
     """What /proc says about a process; None if there is none, or no /proc."""

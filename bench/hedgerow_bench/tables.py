@@ -314,6 +314,9 @@ def _loads(report: Row) -> list[Table]:
                 number(row["resident_before"] / 1e6),
                 number(row["resident_after"] / 1e6),
                 f"{row['resident_ratio']:.3f}",
+                " to ".join(
+                    number(row[key] / 1e6) for key in ("anonymous_before", "anonymous_after") if key in row
+                ),
                 number(row["failed"]),
             )
         )
@@ -333,6 +336,7 @@ def _loads(report: Row) -> list[Table]:
                 "before MB",
                 "after MB",
                 "after / before",
+                "of these anonymous",
                 "failed requests",
             ),
             tuple(memory),
