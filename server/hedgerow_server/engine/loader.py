@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -74,7 +75,7 @@ class Loader:
         self._pack = pack
         self._executor = executor
         self._places = asyncio.Semaphore(places)
-        # One at a time: nobody waits for it, and each takes memory and a core.
+        # One at a time, given up or not: nobody waits for it, and each takes memory and a core.
         self._packing = asyncio.Semaphore(1)
         self._load_seconds = load_seconds
         self._refusals = Refusals(clock)
@@ -114,19 +115,44 @@ class Loader:
             LoadRefused: there is none, now; nothing is remembered.
         """
         assert self._pack is not None, "nothing is packed here"
-        async with self._packing:
-            try:
-                return await self._in_thread(partial(self._pack, loaded, serving))
-            except LoadRefused:
-                raise
-            except TooManyHang as error:
-                raise LoadRefused(str(error)) from None
-            except Exception as error:
-                log.exception("packing failed in a way nobody foresaw")
-                raise LoadRefused(f"{type(error).__name__}: {error}") from None
+        await self._packing.acquire()
+        try:
+            return await self._in_thread(partial(self._pack, loaded, serving), self._packing.release)
+        except LoadRefused:
+            raise
+        except TooManyHang as error:
+            raise LoadRefused(str(error)) from None
+        except Exception as error:
+            log.exception("packing failed in a way nobody foresaw")
+            raise LoadRefused(f"{type(error).__name__}: {error}") from None
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        future = asyncio.get_running_loop().run_in_executor(self._executor, work)
+    async def _in_thread(self, work: Callable[[], T], ended: Callable[[], None] = lambda: None) -> T:
+        """Runs work in a thread.
+
+        Args:
+            work: blocks.
+            ended: called on the loop when the work has returned, which may be long after this was
+                cancelled; or when it has taken longer than a load may, and counts as hung.
+        """
+        end = _Once(ended)
+        try:
+            begun = self._executor.submit(work)
+        except BaseException:
+            end()
+            raise
+        loop = asyncio.get_running_loop()
+        overdue = loop.call_later(self._load_seconds, end)
+
+        def conclude() -> None:
+            overdue.cancel()
+            end()
+
+        def returned(_: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(conclude)
+
+        begun.add_done_callback(returned)
+        future = asyncio.wrap_future(begun)
         try:
             done, _ = await asyncio.wait([future], timeout=self._load_seconds)
             if not done:
@@ -135,3 +161,15 @@ class Loader:
         finally:
             # Not begun: it never will be. Begun: its result is dropped when it comes.
             future.cancel()
+
+
+class _Once:
+    """Does something the first time that it is called. Holds: whether it was."""
+
+    def __init__(self, what: Callable[[], None]) -> None:
+        self._what: Callable[[], None] | None = what
+
+    def __call__(self) -> None:
+        what, self._what = self._what, None
+        if what is not None:
+            what()
