@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hedgerow_protos.hedgerow_control_pb2 import ModelVersion, ServingSpec
+from hedgerow_server.engine import memory
+from hedgerow_server.engine.gears import Source
 from hedgerow_server.engine.loader import Loader
 from hedgerow_server.engine.loader_threads import LoaderThreads
 from hedgerow_server.engine.loading import LoadRefused
+from hedgerow_server.engine.model_file import ModelFile
 
 HANG_SECONDS = 20
 
@@ -74,6 +78,37 @@ async def test_a_packing_that_was_given_up_is_ended_before_the_next_begins() -> 
     async with asyncio.timeout(HANG_SECONDS):
         assert await last is model
     assert pack.most == 1
+
+
+async def test_what_was_packed_for_nobody_is_let_go_where_it_was_packed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Destroyed with its pages, under the GIL, 200 MB stopped the event loop for 20 ms."""
+    let_go: list[tuple[str, list[object], list[Path]]] = []
+    ended = threading.Event()
+
+    def note(sessions: list[object], weights: Any) -> None:
+        let_go.append((threading.current_thread().name, list(sessions), list(weights)))
+        ended.set()
+
+    monkeypatch.setattr(memory, "let_go", note)
+    pack = Packings()
+    brings = loader(pack)
+    source = Source(Path("m"), "model.onnx", ModelFile(external={"model.onnx.data"}))
+    model: Any = SimpleNamespace(source=source)
+    given_up = asyncio.create_task(brings.pack(model, ServingSpec()))
+    await begun(pack, 1)
+    given_up.cancel()
+    await asyncio.wait([given_up])
+    assert not let_go
+    pack.let_go.release()
+    assert await asyncio.to_thread(ended.wait, HANG_SECONDS)
+    assert let_go == [("loader", [model], [Path("m/model.onnx.data")])]
+    wanted = asyncio.create_task(brings.pack(model, ServingSpec()))
+    pack.let_go.release()
+    async with asyncio.timeout(HANG_SECONDS):
+        assert await wanted is model
+    assert len(let_go) == 1
 
 
 async def test_a_packing_that_hangs_keeps_the_others_waiting_no_longer_than_a_load_may_take() -> None:

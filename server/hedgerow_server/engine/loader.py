@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
@@ -14,6 +15,7 @@ from typing import Protocol, TypeVar
 
 from hedgerow_protos.hedgerow_control_pb2 import ModelVersion, ServingSpec
 
+from hedgerow_server.engine import memory
 from hedgerow_server.engine.desired import Key
 from hedgerow_server.engine.files import ArtifactError, ArtifactRefused
 from hedgerow_server.engine.loader_threads import TooManyHang
@@ -116,8 +118,13 @@ class Loader:
         """
         assert self._pack is not None, "nothing is packed here"
         await self._packing.acquire()
+        given_up = threading.Event()
+        work = partial(self._pack_in_thread, loaded, serving, given_up)
         try:
-            return await self._in_thread(partial(self._pack, loaded, serving), self._packing.release)
+            return await self._in_thread(work, self._packing.release)
+        except asyncio.CancelledError:
+            given_up.set()
+            raise
         except LoadRefused:
             raise
         except TooManyHang as error:
@@ -125,6 +132,24 @@ class Loader:
         except Exception as error:
             log.exception("packing failed in a way nobody foresaw")
             raise LoadRefused(f"{type(error).__name__}: {error}") from None
+
+    def _pack_in_thread(
+        self, loaded: LoadedModel, serving: ServingSpec, given_up: threading.Event
+    ) -> PackedSession:
+        assert self._pack is not None, "nothing is packed here"
+        held: list[object] = []
+        try:
+            packed = self._pack(loaded, serving)
+            if given_up.is_set():
+                held.append(packed)
+                del packed
+                raise LoadRefused("nobody wants it packed any more")
+            return packed
+        finally:
+            if given_up.is_set():
+                # The model may have been dropped meanwhile, so that these are the last references, also to
+                # the session that it was loaded with: its pages have come back while the two were compared.
+                memory.let_go(held, loaded.source.weights() if loaded.source is not None else ())
 
     async def _in_thread(self, work: Callable[[], T], ended: Callable[[], None] = lambda: None) -> T:
         """Runs work in a thread.

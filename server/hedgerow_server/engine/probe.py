@@ -67,6 +67,9 @@ async def probe(
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
+    with contextlib.suppress(OSError):
+        # It says so itself as well, but by then it has started Python on somebody's core.
+        os.setpriority(os.PRIO_PROCESS, process.pid, NICE)
     try:
         async with asyncio.timeout(limits.wall_seconds + _GRACE_SECONDS):
             output, errors = await process.communicate(json_format.MessageToJson(serving).encode())
@@ -109,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             serving = sys.stdin.read() if asked.serving == "-" else Path(asked.serving).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         parser.error(f"cannot read {asked.serving}: {error}")
-    os.nice(NICE)
+    os.setpriority(os.PRIO_PROCESS, 0, max(NICE, os.getpriority(os.PRIO_PROCESS, 0)))
     # As an exception, so that the child is ended on the way out.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     verdict = run(asked.directory, asked.path, serving, limits)
