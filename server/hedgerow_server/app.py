@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -173,6 +174,7 @@ async def serve(settings: Settings, worker: int, link: WorkerLink) -> None:
                 grpc_port = await rpc.start()
                 stack.push_async_callback(_drain, settings, answerer, health, rpc)
                 health.change()
+                _take_turns()
                 _quiet_collector()
                 link.ready(grpc_port, server.http_port)
                 await link.stop.wait()
@@ -234,6 +236,15 @@ def _fault(settings: Settings) -> FaultInjection | None:
         delay=wanted.delay_ms / 1000,
         abort_percent=wanted.abort_percent,
     )
+
+
+def _take_turns() -> None:
+    """Has a thread that the event loop waits for give the GIL up after half a millisecond, not after five.
+
+    Loads, packing and the request log run Python beside the loop. Throughput does not notice (as many
+    answers a second at 64 under way, within 2 %).
+    """
+    sys.setswitchinterval(0.0005)
 
 
 def _quiet_collector() -> None:
