@@ -1,6 +1,6 @@
 """The request path, from a transport's batch of calls to their answers.
 
-    answer ── parse ─ admit ─ choose ─ read tensors ─┐
+    answer ── parse ─ choose ─ admit ─ read tensors ─┐
                                └─ join features ─────┼─ engine: batch, run ┄┄▶ hedger: a backup as well,
     finish ── write tensors ─ respond ─ log ─────────┘                         once it has taken too long
                  └─ what failed: a backup region ─ else the version's rules ─ else a status
@@ -205,7 +205,7 @@ class Answerer:
                 self._fallback.watch(call)
 
     def _enter(self, call: Call, table: RouteTable, now: float) -> Model | None:
-        """Parses, admits and routes one call, and puts it into its model's queue.
+        """Parses, routes and admits one call, and puts it into its model's queue.
 
         Returns:
             The model; None if the call waits for something else first.

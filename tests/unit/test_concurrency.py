@@ -56,14 +56,17 @@ def test_one_wait_that_was_short_shows_that_no_queue_stands() -> None:
     assert limit.value == Bounds().maximum
 
 
-def test_a_queue_that_drains_below_the_limit_does_not_bring_it_down_further() -> None:
-    """Who joined while there was no limit has waited long; the rate of answers is the same."""
+def test_waits_from_before_the_limit_changed_do_not_count() -> None:
+    """Those of a shorter queue would make it grow again before anybody has waited in the longer one."""
     limit = threaded()
-    feed(limit, waited=0.5, in_flight=3000, seconds=0.25)
-    lowered = limit.value
-    assert lowered < Bounds().maximum
-    feed(limit, waited=5.0, in_flight=3000, begin=0.25, seconds=5.0)
-    assert limit.value == pytest.approx(lowered, rel=0.05)
+    feed(limit, waited=0.5, in_flight=200, seconds=0.25)
+    feed(limit, waited=0.0, in_flight=limit.value, begin=10.0, seconds=0.22)
+    value = limit.value
+    for i in range(40):
+        limit.sample(10.3 + i * 0.01, 0.4 + i * 0.01, RUN, LEFT, IN_A_RUN, value)
+    assert limit.value == value
+    feed(limit, waited=0.0, in_flight=value, begin=11.0, seconds=0.22)
+    assert limit.value > value
 
 
 def test_it_doubles_while_it_is_used_and_nobody_waits() -> None:

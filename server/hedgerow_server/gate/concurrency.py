@@ -1,17 +1,17 @@
 """How many requests of one model version may be under way, learned from how long they wait for a run.
 
-    wait <= target:  limit * (target + run) / (wait + run) + sqrt(limit), if at least half of it is in use
     wait >  target:  rate * (target + run), if that is less
+    wait <= target:  limit * sqrt((target + run) / (wait + run)) + sqrt(limit), if half of it is in use
 
-Both are Little's law: of requests that are answered at such a rate, so many are under way where they wait
-for `target` and not longer. Upwards it at most doubles: with more under way the rate may stay as it is.
-The square root is the headroom of Netflix's concurrency-limits and of Envoy's adaptive
-concurrency filter. What is measured differs from both projects. They compare whole response times with
-the fastest seen; here a batch takes longer than a single row and everybody in it counts the same, so only
-the time in the queue says anything. And of that only the least in a window counts, as in CoDel
-(Nichols and Jacobson, 2012): a burst, or one long run, makes many wait, but a queue that has emptied in
-between is no standing one. A batch's latest request is its sample: where a run takes all that
-waits, that one has hardly waited.
+The first is Little's law: of requests that are answered at such a rate, so many are under way where they
+wait for `target` and not longer. The second goes half of that way, and at most doubles: with more
+under way the rate may stay as it is. What it adds is the headroom of Netflix's concurrency-limits and
+of Envoy's adaptive concurrency filter. What is measured differs from both projects. They compare
+whole response times with the fastest seen; here a batch takes longer than a single row and
+everybody in it counts the same, so only the time in the queue says anything. And of that only the
+least in a window counts, as in CoDel (Nichols and Jacobson, 2012): a burst, or one long run, makes
+many wait, but a queue that has emptied in between is no standing one. A batch's latest request is
+its sample: where a run takes all that waits, that one has hardly waited.
 
 The target is relative to the model and to its callers: a request may wait for the run under way and
 for one more, or for a fifth of the time that the most hurried caller gives, whichever is longer; but
@@ -61,6 +61,7 @@ class ConcurrencyLimit:
     __slots__ = (
         "_begun",
         "_bounds",
+        "_changed",
         "_company",
         "_count",
         "_judged",
@@ -101,7 +102,7 @@ class ConcurrencyLimit:
         self._begun = self._last = self._run = 0.0
         self._count = self._peak = self._requests = 0
         self._least = self._left = math.inf
-        self._judged = -math.inf
+        self._judged = self._changed = -math.inf
         self._pressure = self._rate = 0.0
         self.value = 0
         #: While fewer requests than this are under way, any other may join them without being looked at.
@@ -143,7 +144,8 @@ class ConcurrencyLimit:
             requests: in the run.
             in_flight: requests of the model under way.
         """
-        if not self._bounds.adaptive:
+        if now - waited < self._changed or not self._bounds.adaptive:
+            # It joined while the limit was another: how long that queue was says nothing about this one.
             return
         if not self.is_open or now - self._last > self.STALE + run:
             self.is_open = True
@@ -176,12 +178,15 @@ class ConcurrencyLimit:
         else:
             self._pressure += self.NEWEST * (pressure - self._pressure)
         self._judged = now
+        before = self.value
         self._rate = self._requests / (now - self._begun)
         if wait > target:
             # Not below half of what is in use: a moment in which little was answered is no measure.
             self._set(min(limit, max(self._rate * (target + run), self._peak / 2)))
         elif 2 * self._peak >= limit:
-            self._set(limit * min(2.0, (target + run) / (wait + run)) + math.sqrt(limit))
+            self._set(limit * min(2.0, math.sqrt((target + run) / (wait + run))) + math.sqrt(limit))
+        if self.value != before:
+            self._changed = now
 
     def drain(self, in_flight: int) -> float:
         """Seconds in which so many requests are answered, at the rate last seen; 0 if none was."""
