@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import threading
 import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Self
 
 import grpc
 import pytest
@@ -45,16 +48,25 @@ def stub_of(channel: grpc.aio.Channel) -> GRPCInferenceServiceStub:
     return GRPCInferenceServiceStub(channel)
 
 
+#: The thread receives, the loop whenever it can, and both in turn.
+RECEIVERS = pytest.mark.parametrize(
+    "streak", [native.STREAK, 0, 2], ids=["thread mostly", "loop mostly", "in turn"]
+)
+
+
+@RECEIVERS
+@pytest.mark.parametrize("inline_below", [INLINE, THREADED], ids=["inline", "threaded"])
 @pytest.mark.parametrize(
     ("batch", "backlog"), [(native.BATCH, native.BACKLOG), (1, 1), (2, 4)], ids=["usual", "one", "few"]
 )
 async def test_no_call_is_forgotten_in_thousands_of_short_bursts(
-    start: Open, monkeypatch: pytest.MonkeyPatch, batch: int, backlog: int
+    start: Open, monkeypatch: pytest.MonkeyPatch, batch: int, backlog: int, streak: int, inline_below: float
 ) -> None:
     """Each burst ends in silence: a wake-up that was lost would leave its last call waiting for ever."""
     monkeypatch.setattr(native, "BATCH", batch)
     monkeypatch.setattr(native, "BACKLOG", backlog)
-    transport, _ = await start(model("several"))
+    monkeypatch.setattr(native, "STREAK", streak)
+    transport, _ = await start(model("several"), inline_below=inline_below)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{transport.port}") as channel:
         ask = stub_of(channel).ModelInfer
         async with asyncio.timeout(HANG_SECONDS):
@@ -70,9 +82,11 @@ async def test_no_call_is_forgotten_in_thousands_of_short_bursts(
     assert not transport._inbox
 
 
+@RECEIVERS
 async def test_calls_that_are_cancelled_at_any_moment_are_let_go(
-    start: Open, monkeypatch: pytest.MonkeyPatch
+    start: Open, monkeypatch: pytest.MonkeyPatch, streak: int
 ) -> None:
+    monkeypatch.setattr(native, "STREAK", streak)
     monkeypatch.setattr(native, "BATCH", 1)
     monkeypatch.setattr(native, "BACKLOG", 2)
     of = model("slow", milliseconds=1)
@@ -92,6 +106,152 @@ async def test_calls_that_are_cancelled_at_any_moment_are_let_go(
             while transport._calls:  # noqa: ASYNC110  the last cancellation is on its way
                 await asyncio.sleep(0.001)
             await path.answerer.idle()
+
+
+class Watched:
+    """A front that remembers what the loop has received itself, and how many calls were under way then."""
+
+    def __init__(self, transport: NativeTransport, path: RequestPath) -> None:
+        self._front, self._path = transport._front, path
+        self.received = self.empty = 0
+        self.under_way: list[int] = []
+        transport._front = self  # type: ignore[assignment]
+
+    def recv_batch_details(self, most: int, timeout_ms: int | None = None) -> list[object] | None:
+        if timeout_ms is not None:
+            self.under_way.append(self._path.answerer.in_flight)
+        events: list[object] | None = self._front.recv_batch_details(most, timeout_ms)  # type: ignore[assignment]
+        if timeout_ms is not None:
+            self.received += len(events or ())
+            self.empty += not events
+        return events
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._front, name)
+
+
+class Asking:
+    """A caller in a thread of its own, with one request after the other until it is left."""
+
+    def __init__(self, transport: NativeTransport, sent: object, seconds: float = HANG_SECONDS) -> None:
+        self._transport, self._sent, self._seconds = transport, sent, seconds
+        self._leave = threading.Event()
+        self._thread = threading.Thread(target=self._ask)
+        self.answers = self.errors = 0
+
+    def _ask(self) -> None:
+        with grpc.insecure_channel(f"127.0.0.1:{self._transport.port}") as channel:
+            ask = GRPCInferenceServiceStub(channel).ModelInfer
+            while not self._leave.is_set():
+                try:
+                    ask(self._sent, timeout=self._seconds)
+                except grpc.RpcError:
+                    self.errors += 1
+                else:
+                    self.answers += 1
+
+    async def __aenter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._leave.set()
+        await asyncio.to_thread(self._thread.join)
+
+
+async def until(what: Callable[[], object]) -> None:
+    async with asyncio.timeout(HANG_SECONDS):
+        while not what():  # noqa: ASYNC110  the threads tell nobody
+            await asyncio.sleep(0.001)
+
+
+def _callers() -> set[str]:
+    return {frame.name for frame in traceback.extract_stack()}
+
+
+SEVERAL = request({"a": [[1, 2]], "b": [[3, 4]]})
+
+
+async def test_the_loop_receives_while_calls_come_thick_and_fast_and_the_thread_after_it(
+    start: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "SOON_NS", 1_000_000_000)
+    transport, path = await start(model("several"))
+    front = Watched(transport, path)
+    for _ in range(3):
+        before = front.received
+        async with Asking(transport, SEVERAL) as asking:
+            await until(lambda before=before: front.received > before + 20)
+        assert not asking.errors
+        # Nobody asks any more.
+        await until(lambda: not transport._stopped)
+        assert transport._streak == 0
+
+
+async def test_the_loop_receives_nothing_while_a_call_is_under_way(
+    start: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its run would end while the loop waits for other calls."""
+    monkeypatch.setattr(native, "STREAK", 0)
+    transport, path = await start(model("slow", milliseconds=5), inline_below=THREADED)
+    front = Watched(transport, path)
+    async with contextlib.AsyncExitStack() as stack:
+        askings = [
+            await stack.enter_async_context(Asking(transport, request({"x": [[float(i)]]}))) for i in range(3)
+        ]
+        await until(lambda: all(asking.answers > 10 for asking in askings))
+    assert not any(front.under_way)
+
+
+async def test_everything_else_gets_its_turn_while_the_loop_receives(
+    start: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "STREAK", 0)
+    transport, path = await start(model("several"))
+    front = Watched(transport, path)
+    async with Asking(transport, SEVERAL):
+        await until(lambda: front.received > 20)
+        turns, before = 0, front.received
+        while turns < 50:
+            await asyncio.sleep(0.001)
+            turns += 1
+        assert front.received > before
+
+
+async def test_a_defect_does_not_end_the_receiving(start: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "STREAK", 0)
+    transport, path = await start(model("several"))
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+    front = Watched(transport, path)
+    answer = path.answerer.answer
+    failed: list[bool] = []
+
+    def fail_once(calls: Sequence[Call]) -> None:
+        answer(calls)
+        if front.received > 20 and "_linger" in _callers() and not failed:
+            failed.append(True)
+            raise RuntimeError("nobody foresaw this")
+
+    monkeypatch.setattr(path.answerer, "answer", fail_once)
+    async with Asking(transport, SEVERAL) as asking:
+        await until(lambda: failed)
+        before, answers = front.received, asking.answers
+        await until(lambda: front.received > before + 20 and asking.answers > answers + 20)
+
+
+async def test_closing_while_the_loop_receives_ends_the_thread(
+    start: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "STREAK", 0)
+    transport, path = await start(model("several"))
+    front = Watched(transport, path)
+    async with Asking(transport, SEVERAL, seconds=0.5):
+        await until(lambda: front.received > 20)
+        async with asyncio.timeout(HANG_SECONDS):
+            await transport.close()
+        assert transport._thread is not None
+        assert not transport._thread.is_alive()
+    transport.close = _closed  # type: ignore[method-assign]
 
 
 async def test_closing_while_the_inbox_is_full_ends_the_receiving_thread(

@@ -1,8 +1,9 @@
 """The native transport: HTTP/2 and gRPC in Rust, outside the GIL.
 
-ModelInfer calls come out of `NativeGrpcFront` in whole batches and are handed
-to the event loop once a batch. Every other method goes to a grpcio server
-behind it, on a Unix socket. Plaintext only.
+ModelInfer calls come out of `NativeGrpcFront` in whole batches. A thread receives them and hands them to
+the event loop once a batch. While they come thick and fast, and each batch has been answered
+when its turn ends, the loop receives them itself: the change of thread costs more than the answer
+then. Every other method goes to a grpcio server behind it, on a Unix socket. Plaintext only.
 """
 
 from __future__ import annotations
@@ -37,6 +38,13 @@ BATCH = 256
 BACKLOG = 4096
 #: Calls answered in one turn of the loop, and up to a batch more; then everything else gets its turn.
 TURN = 512
+#: Batches in a row, each answered in its turn and received so soon after the one before (nanoseconds), after
+#: which the loop receives by itself.
+STREAK = 32
+SOON_NS = 500_000
+#: How long the loop waits for the next batch then, in milliseconds. Whatever else it has to do waits
+#: too, so it waits only while no call is under way, and when nothing has come it is the thread's turn again.
+LINGER_MS = 1
 
 
 class NativeTransport:
@@ -84,6 +92,11 @@ class NativeTransport:
         # Set unless the inbox is full.
         self._room = threading.Event()
         self._room.set()
+        # One of the two receives. The loop wants to; the thread has stopped for it; the thread may go on.
+        self._streak = 0
+        self._last_ns = 0
+        self._stopped = False
+        self._go_on = threading.Event()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -103,42 +116,93 @@ class NativeTransport:
     def _receive(self) -> None:
         front, inbox = self._front, self._inbox
         while (events := front.recv_batch_details(BATCH)) is not None:
+            stops = self._streak >= STREAK
+            if stops:
+                # Before the loop can take this batch, so that it knows when it has.
+                self._go_on.clear()
+                self._stopped = True
             inbox.append((time.perf_counter_ns(), events))
             if not self._rung:
                 self._rung = True
                 os.eventfd_write(self._bell, 1)
-            if len(inbox) >= BACKLOG // BATCH:
+            if stops:
+                self._go_on.wait()
+            elif len(inbox) >= BACKLOG // BATCH:
                 self._room.clear()
                 if len(inbox) >= BACKLOG // BATCH:
                     self._room.wait()
 
     def _take(self) -> None:
         now = time.perf_counter_ns()
-        inbox, calls = self._inbox, self._calls
+        inbox = self._inbox
         arrived: list[Call] = []
         cancelled: list[Call] = []
+        received = 0
         while inbox and len(arrived) < TURN:
             received, events = inbox.popleft()
             # The front says what was left of a call's time when it handed the call over; here it may
             # have waited until the loop had time.
-            waited = (now - received) * 1e-9
-            for kind, token, _, payload, _, details in events:
-                if kind == EVENT_CANCEL:
-                    gone = calls.pop(token, None)
-                    if gone is not None:
-                        cancelled.append(gone)
-                    continue
-                # Every call has both: call_details is on.
-                assert payload is not None
-                assert details is not None
-                metadata, _, remaining = details
-                if remaining is not None:
-                    remaining -= waited
-                call = Call(payload, metadata, remaining, self, token, received)
-                calls[token] = call
-                arrived.append(call)
+            self._sort(events, received, (now - received) * 1e-9, arrived, cancelled)
         if not self._room.is_set():
             self._room.set()
+        self._answer(arrived, cancelled)
+        if self._answerer.in_flight or received - self._last_ns > SOON_NS:
+            self._streak = 0
+        else:
+            self._streak += 1
+        self._last_ns = received
+        # Last, because it gives the GIL away; and in this order: who appends from here on rings.
+        os.eventfd_read(self._bell)
+        self._rung = False
+        if inbox:
+            self._rung = True
+            os.eventfd_write(self._bell, 1)
+        elif self._stopped and self._loop is not None:
+            self._loop.call_soon(self._linger)
+
+    def _linger(self) -> None:
+        """Receives in place of the thread, in every turn of the loop, until it would wait for nothing."""
+        assert self._loop is not None
+        if not self._answerer.in_flight:
+            events = self._front.recv_batch_details(BATCH, LINGER_MS)
+            if events:
+                arrived: list[Call] = []
+                cancelled: list[Call] = []
+                self._sort(events, time.perf_counter_ns(), 0.0, arrived, cancelled)
+                # First, so that it goes on whatever becomes of these.
+                self._loop.call_soon(self._linger)
+                self._answer(arrived, cancelled)
+                return
+        self._streak = 0
+        self._stopped = False
+        self._go_on.set()
+
+    def _sort(
+        self,
+        events: list[DetailedEvent],
+        received: int,
+        waited: float,
+        arrived: list[Call],
+        cancelled: list[Call],
+    ) -> None:
+        calls = self._calls
+        for kind, token, _, payload, _, details in events:
+            if kind == EVENT_CANCEL:
+                gone = calls.pop(token, None)
+                if gone is not None:
+                    cancelled.append(gone)
+                continue
+            # Every call has both: call_details is on.
+            assert payload is not None
+            assert details is not None
+            metadata, _, remaining = details
+            if remaining is not None:
+                remaining -= waited
+            call = Call(payload, metadata, remaining, self, token, received)
+            calls[token] = call
+            arrived.append(call)
+
+    def _answer(self, arrived: list[Call], cancelled: list[Call]) -> None:
         if cancelled:
             new = set(arrived)
             for call in cancelled:
@@ -147,12 +211,6 @@ class NativeTransport:
                 else:
                     self._answerer.cancel(call)
         self._answerer.answer(arrived)
-        # Last, because it gives the GIL away; and in this order: who appends from here on rings.
-        os.eventfd_read(self._bell)
-        self._rung = False
-        if inbox:
-            self._rung = True
-            os.eventfd_write(self._bell, 1)
 
     # What the request path calls, the sink of every call.
 
@@ -176,8 +234,10 @@ class NativeTransport:
         """Closes every connection."""
         await asyncio.get_running_loop().run_in_executor(None, self._front.close)
         if self._thread is not None:
-            # The last events may be waiting for room.
+            # It may be waiting for room, or for its turn.
             self._room.set()
+            self._streak = 0
+            self._go_on.set()
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(None, self._thread.join, 5.0)
             loop.remove_reader(self._bell)
