@@ -78,12 +78,16 @@ def test_it_doubles_while_it_is_used_and_nobody_waits() -> None:
     assert limit.value == pytest.approx(2 * value + math.sqrt(value), abs=2)
 
 
-def test_near_its_target_it_grows_by_its_root() -> None:
-    limit = threaded()
-    feed(limit, waited=0.5, in_flight=200, seconds=0.25)
-    value = float(limit.value)
-    feed(limit, waited=TARGET, in_flight=limit.value, begin=10.0, seconds=0.22)
-    assert limit.value == pytest.approx(value + math.sqrt(value), abs=2)
+def test_the_nearer_it_is_to_its_target_the_less_it_grows() -> None:
+    grown = []
+    for waited in (0.0, TARGET / 2, TARGET * 0.9, TARGET):
+        limit = threaded()
+        feed(limit, waited=0.5, in_flight=200, seconds=0.25)
+        value = limit.value
+        feed(limit, waited=waited, in_flight=value, begin=10.0, seconds=0.22)
+        grown.append(limit.value - value)
+    assert grown == sorted(grown, reverse=True)
+    assert grown[2] > grown[3] == 0
 
 
 def test_a_moment_in_which_nothing_was_answered_halves_what_is_in_use() -> None:

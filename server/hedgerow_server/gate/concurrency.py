@@ -1,17 +1,21 @@
 """How many requests of one model version may be under way, learned from how long they wait for a run.
 
     wait >  target:  rate * (target + run), if that is less
-    wait <= target:  limit * sqrt((target + run) / (wait + run)) + sqrt(limit), if half of it is in use
+    wait <= target:  limit * sqrt((target + run) / (wait + run)) + sqrt(limit) * (1 - wait / target),
+                     if half of it is in use
 
 The first is Little's law: of requests that are answered at such a rate, so many are under way where they
 wait for `target` and not longer. The second goes half of that way, and at most doubles: with more
 under way the rate may stay as it is. What it adds is the headroom of Netflix's concurrency-limits and
-of Envoy's adaptive concurrency filter. What is measured differs from both projects. They compare
-whole response times with the fastest seen; here a batch takes longer than a single row and
-everybody in it counts the same, so only the time in the queue says anything. And of that only the
-least in a window counts, as in CoDel (Nichols and Jacobson, 2012): a burst, or one long run, makes
-many wait, but a queue that has emptied in between is no standing one. A batch's latest request is
-its sample: where a run takes all that waits, that one has hardly waited.
+of Envoy's adaptive concurrency filter, less of it the nearer the wait is to its target: whole, it is 40 % of
+a limit of seven, which was too high in one window and cut in half in the next.
+
+What is measured differs from both projects. They compare whole response times with the fastest seen;
+here a batch takes longer than a single row and everybody in it counts the same, so only the time in
+the queue says anything. And of that only the least in a window counts, as in CoDel (Nichols and
+Jacobson, 2012): a burst, or one long run, makes many wait, but a queue that has emptied in between is
+no standing one. A batch's latest request is its sample: where a run takes all that waits, that one
+has hardly waited.
 
 The target is relative to the model and to its callers: a request may wait for the run under way and
 for one more, or for a fifth of the time that the most hurried caller gives, whichever is longer; but
@@ -184,7 +188,8 @@ class ConcurrencyLimit:
             # Not below half of what is in use: a moment in which little was answered is no measure.
             self._set(min(limit, max(self._rate * (target + run), self._peak / 2)))
         elif 2 * self._peak >= limit:
-            self._set(limit * min(2.0, math.sqrt((target + run) / (wait + run))) + math.sqrt(limit))
+            growth = min(2.0, math.sqrt((target + run) / (wait + run)))
+            self._set(limit * growth + math.sqrt(limit) * (1 - wait / target))
         if self.value != before:
             self._changed = now
 
