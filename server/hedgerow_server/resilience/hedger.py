@@ -69,6 +69,7 @@ class Hedger:
         nanoseconds: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         self.backups = tuple(backups)
+        self._standings = [backup.standing for backup in self.backups]
         self.budget = budget
         self.counts = HedgeCounts()
         self._clock = clock
@@ -135,15 +136,23 @@ class Hedger:
                 return False
         elif call.choice.model.serving.hedging.mode == HEDGE_MODE_DISABLED:
             return False
+        needs_room = isinstance(error, Overloaded)
+        if needs_room and call.race is None and not self._has_room_elsewhere():
+            # Most are refused when all regions are full: that must cost next to nothing.
+            self.counts.suppressed[FAILOVER, "no_room"] += 1
+            return False
         race = self._race(call)
         if not race.pending - {0}:
-            obstacle = self._begin(call, FAILOVER, needs_room=isinstance(error, Overloaded))
+            obstacle = self._begin(call, FAILOVER, needs_room=needs_room)
             if obstacle:
                 self.counts.suppressed[FAILOVER, obstacle] += 1
                 return False
         race.fail(0)
         self._failed_here[call] = error
         return True
+
+    def _has_room_elsewhere(self) -> bool:
+        return any(standing.has_room() for standing in self._standings)
 
     # ------------------------------------------------------------ attempts
 
