@@ -249,13 +249,14 @@ class RequestPath:
         *,
         inline_below: float = INLINE,
         runners: int = 2,
+        instances: int | None = None,
         deadlines: Deadlines | None = None,
         max_message_bytes: int = 1 << 20,
         clock: Callable[[], float] | None = None,
         bounds: Bounds = DEFAULT_BOUNDS,
     ) -> RequestPath:
         """Starts one."""
-        engine = Engine(runners=runners, inline_below=inline_below)
+        engine = Engine(runners=runners, instances=instances, inline_below=inline_below)
         log = KeptLog()
         options: dict[str, Any] = {} if clock is None else {"clock": clock}
         answerer = Answerer(

@@ -96,7 +96,11 @@ async def serve(settings: Settings, worker: int, link: WorkerLink) -> None:
     server = settings.server
     requests = open_log(settings.log.requests, worker=worker, workers=server.workers)
     below = settings.engine.inline_below_us
-    engine = Engine(runners=settings.engine.runners, inline_below=None if below is None else below * 1e-6)
+    engine = Engine(
+        runners=settings.engine.runners,
+        instances=settings.engine.instances or max(1, round(processors_of_each(server.workers))),
+        inline_below=None if below is None else below * 1e-6,
+    )
     answerer = Answerer(
         engine,
         requests,

@@ -105,6 +105,8 @@ class Engine(Section):
 
     #: Threads that run what is too slow for the event loop.
     runners: int = Field(default=5, ge=1, le=256)
+    #: Runs of one model at once, as Triton's instance count; None: as many as the worker has processors.
+    instances: int | None = Field(default=None, ge=1, le=256)
     #: Rows in one run, for models whose serving spec names no number.
     max_batch_size: int = Field(default=128, ge=1, le=65_536)
     #: Models that run faster than this, in microseconds, run on the event loop; None: measured time decides.

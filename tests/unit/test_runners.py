@@ -20,6 +20,7 @@ from hedgerow_server.engine import loading
 from hedgerow_server.engine.batching import BatchQueue, Wait
 from hedgerow_server.engine.model import Model
 from hedgerow_server.engine.runners import Engine
+from hedgerow_server.engine.work import Work
 from onnx import TensorProto, helper
 
 lanes = pytest.mark.parametrize("inline_below", [INLINE, THREADED], ids=["inline", "threaded"])
@@ -174,6 +175,35 @@ async def test_a_busy_model_leaves_a_runner_to_the_others(paths: list[RequestPat
     assert sum(call.token in path.callers.replies for call in hogs) < 8
     await idle(path, hog, other)
     assert all(path.callers.of(call).code is grpc.StatusCode.OK for call in [first, second, *hogs])
+
+
+async def test_a_model_has_no_more_runs_at_once_than_instances(
+    paths: list[RequestPath], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of another go on beside them, and its own that wait come next."""
+    hog = model("slow", "hog", max_batch_size=1, milliseconds=5)
+    other = model("slow", "other", max_batch_size=1, milliseconds=5)
+    path = await RequestPath.open(table(hog, other), inline_below=THREADED, runners=5, instances=2)
+    paths.append(path)
+    started: list[tuple[int, int]] = []
+    start = path.engine._start_run
+
+    def note(of: Model, batch: list[Work]) -> None:
+        start(of, batch)
+        started.append((hog.running, other.running))
+
+    monkeypatch.setattr(path.engine, "_start_run", note)
+    calls = [
+        path.callers.call(request({"x": [[float(i)]]}, name=name))
+        for i in range(12)
+        for name in ("hog", "other")
+    ]
+    path.answerer.answer(calls)
+    await idle(path, hog, other)
+    assert all(path.callers.of(call).code is grpc.StatusCode.OK for call in calls)
+    assert len(started) == len(calls)
+    assert max(started) == (2, 2)
+    assert max(of_other for _, of_other in started) == 2
 
 
 @pytest.mark.parametrize("runners", [1, 2, 5])

@@ -44,12 +44,17 @@ class Engine:
 
     Args:
         runners: threads; so many runs go on at once beside the loop.
+        instances: runs of one model at once, as Triton's instance count. More than there are processors only
+            make each of them longer, and what they keep in the processors' caches is each other's.
         inline_below: seconds; a run expected to be shorter happens on the loop.
             None: what a change of thread costs on this machine, measured at `start`.
     """
 
-    def __init__(self, *, runners: int = 5, inline_below: float | None = None) -> None:
+    def __init__(
+        self, *, runners: int = 5, instances: int | None = None, inline_below: float | None = None
+    ) -> None:
         self._runners = runners
+        self._instances = min(instances or runners, runners)
         self._is_measured = inline_below is None
         #: Seconds; a run expected to be shorter happens on the loop.
         self.inline_below = inline_below or 0.0
@@ -174,7 +179,7 @@ class Engine:
         if not model.limit.threaded:
             return backlog(queue.runs_ahead(priority), 1, 1, run)
         # Models that wait for runners take turns.
-        slots = self._runners / max(1, len(self._hungry) + (model not in self._hungry))
+        slots = min(self._instances, self._runners / max(1, len(self._hungry) + (model not in self._hungry)))
         free = min(slots - model.running, self._runners - self._busy)
         return backlog(queue.runs_ahead(priority), free, max(1.0, slots), run)
 
@@ -194,9 +199,9 @@ class Engine:
         self.run_waiting(model)
 
     def _may_start(self, model: Model) -> bool:
-        # One model may hold all runners but one: the last is for the others.
-        if self._busy >= self._runners:
+        if self._busy >= self._runners or model.running >= self._instances:
             return False
+        # One model may hold all runners but one: the last is for the others.
         others_run = self._busy > model.running or (self._hungry and next(iter(self._hungry)) is not model)
         return model.running < self._runners - 1 or self._runners == 1 or not others_run
 
