@@ -296,6 +296,7 @@ def overload_command(
     seconds: Annotated[float, Parameter(help="For which the overload lasts.")] = 60.0,
     after: Annotated[float, Parameter(help="Seconds of ordinary load behind it.")] = 15.0,
     deadline: Annotated[float, Parameter(help="Milliseconds, of every request.")] = 250.0,
+    megabytes: Annotated[int, Parameter(help="Of the model's weights; 128 take about 4 ms a run.")] = 128,
     transport: Transport = "auto",
     smoke: Smoke = False,
     out: Out = DEFAULT_OUT,
@@ -307,7 +308,8 @@ def overload_command(
 
     async def run(report: Report) -> Rows:
         loop = _loop(report, 1, min(4.0, seconds), out)
-        return await overload.measure(overload.Flood(times, seconds, after, deadline / 1000, transport), loop)
+        flood = overload.Flood(times, seconds, after, deadline / 1000, transport, megabytes)
+        return await overload.measure(flood, loop)
 
     return _report("overload", run, out, as_json=as_json)
 
