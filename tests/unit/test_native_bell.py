@@ -185,7 +185,7 @@ async def test_the_loop_receives_while_calls_come_thick_and_fast_and_the_thread_
         assert not asking.errors
         # Nobody asks any more.
         await until(lambda: not transport._stopped)
-        assert transport._streak == 0
+        assert transport._streak < native.STREAK
 
 
 async def test_the_loop_receives_nothing_while_a_call_is_under_way(
