@@ -245,8 +245,9 @@ def _fault(settings: Settings) -> FaultInjection | None:
 def _take_turns() -> None:
     """Lets the event loop have a processor and the GIL as soon as it has something to do.
 
-    A thread that it waits for gives the GIL up after half a millisecond, not after five. Loads, packing and the request log run Python beside the loop. Throughput does not notice (as many
-    answers a second at 64 under way, within 2 %).
+    A thread that it waits for gives the GIL up after half a millisecond, not after five: loads, packing
+    and the request log run Python beside the loop. Throughput does not notice (as many answers a second
+    at 64 under way, within 2 %).
     """
     sys.setswitchinterval(0.0005)
     slices.shorten()
