@@ -621,7 +621,10 @@ def resident_kilobytes():
 
 @pytest.mark.parametrize("kind", [Blocking, Asyncio])
 def test_losers_leave_nothing_behind_in_grpc(regions, server, tmp_path, kind):
-    """GRPC leaks about 1 KB for each asyncio call that is cancelled in its usual way."""
+    """GRPC leaks about 1 KB for each asyncio call that is cancelled in its usual way.
+
+    What each loser leaves behind makes every round grow; the allocator's arenas grow in some.
+    """
     # Of its own process, so that this one's memory is the client's.
     slow = server(
         {"m": zoo.identity(tmp_path / "m.onnx")},
@@ -637,11 +640,15 @@ def test_losers_leave_nothing_behind_in_grpc(regions, server, tmp_path, kind):
         hedger(client).regions.targets[0].breaker._open = lambda *_: None
         budget.burst = budget.tokens = 1e9
         at_once(client, 1000, plain)
-        before = resident_kilobytes()
-        results = at_once(client, 3000, plain)
-        grown = resident_kilobytes() - before
-        assert {result.outcome for result in results} == {"hedge"}
-        assert grown < 1200, f"{grown} KB for 3,000 losers"
+        grown = []
+        for _ in range(5):
+            before = resident_kilobytes()
+            results = at_once(client, 3000, plain)
+            assert {result.outcome for result in results} == {"hedge"}
+            grown.append(resident_kilobytes() - before)
+            if grown[-1] < 1200:
+                break
+        assert grown[-1] < 1200, f"{grown} KB in rounds of 3,000 losers each"
         nothing_is_left(client)
     finally:
         client.close()
