@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 import urllib.request
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import zoo
 from fallback_rules import RULES
-from hedgerow import InferRequest
+from hedgerow import InferRequest, cli
 from server_process import HANG_SECONDS, Serve, ServerProcess
 
 #: Of the model `lookup`, whose table has ten rows.
@@ -72,11 +73,23 @@ def test_a_request_that_makes_the_model_fail_is_answered_by_rules_and_marked(run
         good = client.infer("lookup", lookup(0, 9))
         assert good.outcome == "primary"
         bad = client.infer("lookup", lookup(9, 50, 500), request_id="fifty")
-    assert (bad.outcome, bad.parameters["hedgerow_rule"]) == ("fallback", "beyond,far_beyond")
+    assert (good.rule, bad.outcome, bad.rule) == (None, "fallback", "beyond,far_beyond")
     np.testing.assert_array_equal(bad["y"], [[9, 0.5], [50, 0.5], [-1, -1]])
     (line,) = (line for line in running.log_lines_when(2) if line["outcome"] == "fallback")
     assert (line["rule"], line["code"]) == ("beyond,far_beyond", "OK")
     assert metric(running, 'hedgerow_fallbacks_total{model="lookup",rule="beyond"') == 1
+
+
+def test_the_command_says_which_rules_answered_and_nothing_of_rules_where_the_model_did(running, capsys):
+    def ask(*more: str) -> str:
+        assert cli.main(["infer", "lookup", "--server", running.grpc, *more]) == 0
+        return capsys.readouterr().out
+
+    said = ask("--input", "index=[9, 50, 500]").splitlines()[-1]
+    assert said.startswith("lookup: version 1, fallback, rule beyond,far_beyond, ")
+    assert json.loads(ask("--input", "index=[50]", "--json"))["rule"] == "beyond"
+    assert "rule" not in ask("--zeros")
+    assert json.loads(ask("--zeros", "--json"))["rule"] is None
 
 
 def test_a_stream_gets_each_kind_of_answer_and_goes_on(running):

@@ -72,6 +72,14 @@ class InferResult(Mapping[str, Array]):
         return self._said("hedgerow_region")
 
     @property
+    def rule(self) -> str | None:
+        """The fallback rule that answered in the model's place; None if the model answered.
+
+        Where several answered rows, their names with commas between, those of most rows first.
+        """
+        return self._said("hedgerow_rule")
+
+    @property
     def features(self) -> str | None:
         """The age of joined features: `fresh`, `stale` or `default`; None if none were joined."""
         return self._said("hedgerow_features")

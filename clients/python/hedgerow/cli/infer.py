@@ -129,6 +129,7 @@ def _document(result: InferResult, milliseconds: float) -> dict[str, object]:
         "model": result.model,
         "version": result.model_version,
         "outcome": result.outcome,
+        "rule": result.rule,
         "variant": result.variant,
         "region": result.region,
         **({"target": result.target} if result.target else {}),
@@ -156,6 +157,7 @@ def _print(result: InferResult, milliseconds: float) -> None:
     said: Sequence[str | None] = (
         f"version {result.model_version}",
         result.outcome,
+        result.rule and f"rule {result.rule}",
         result.variant and f"variant {result.variant}",
         result.region and f"region {result.region}",
         result.target,
