@@ -138,8 +138,10 @@ def _scale(report: Row) -> list[Chart]:
     rows = [row for row in report["rows"] if "models" in row]
     if not rows:
         return []
-    labels = [str(row["models"]) for row in rows]
-    bars = {"hedgerow": [row["per_second"] for row in rows]}
+    labels = list(dict.fromkeys(str(row["models"]) for row in rows))
+    bars: dict[str, list[Row]] = {}
+    for row in rows:
+        bars.setdefault(f"{row['concurrency']} under way", []).append(row["per_second"])
     return [_bars("Answers per second by models loaded and asked", labels, bars, "answers/s")]
 
 

@@ -214,6 +214,10 @@ def scale_command(
         tuple[int, ...], Parameter(help="Worker processes; repeatable. Without it, 1 to the cores.")
     ] = (),
     models: Annotated[tuple[int, ...], Parameter(help="Models loaded and asked; repeatable.")] = (1, 8, 64),
+    callers: Annotated[tuple[int, ...], Parameter(help="Requests under way over all models; repeatable.")] = (
+        64,
+        256,
+    ),
     rounds: Rounds = 5,
     seconds: Seconds = 2.0,
     idle: Annotated[float, Parameter(help="Seconds for which a server without requests is watched.")] = 15.0,
@@ -224,14 +228,14 @@ def scale_command(
 ) -> int:
     """1 to N workers, 1 to 64 models with traffic on all, and the CPU use of an idle server."""
     if smoke:
-        workers, models, rounds, seconds, idle = (1,), (1, 2), 1, 0.3, 1.0
+        workers, models, callers, rounds, seconds, idle = (1,), (1, 2), (64,), 1, 0.3, 1.0
 
     async def run(report: Report) -> Rows:
         loop = _loop(report, rounds, seconds, out)
         report.facts["idle"] = await scale.idle(idle, out, loop.cores, transport)
         counts = workers or tuple(range(1, len(cores.available() or (0,)) + 1))
         return [
-            *await scale.models(models, loop, transport),
+            *await scale.models(models, callers, loop, transport),
             *await scale.workers(counts, loop, transport, report),
         ]
 

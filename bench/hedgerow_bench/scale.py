@@ -63,35 +63,47 @@ def _shares(before: counters.Counters, after: counters.Counters) -> dict[str, An
     return {"by": by, "of_workers": {name: value / total for name, value in grown.items()}}
 
 
-async def models(counts: Sequence[int], loop: throughput.Loop, transport: str) -> Rows:
-    """A row for each number of models, all loaded and all asked in turn; servers up together, interleaved."""
+async def models(
+    counts: Sequence[int], callers: Sequence[int], loop: throughput.Loop, transport: str
+) -> Rows:
+    """A row for each number of models and of requests under way; servers up together, interleaved.
+
+    All models are loaded and asked in turn. Requests of different models share no run, so the fewer are under
+    way for each, the smaller the runs.
+    """
     async with AsyncExitStack() as stack:
         contenders: dict[int, Contender] = {}
         for count in counts:
             contenders[count] = await _serving(count, loop, transport, stack)
             tell(f"a server with {count} models is ready")
-        shots: dict[int, list[Shot]] = {count: [] for count in counts}
-        for number, count in interleaved(loop.rounds, counts):
-            shot = await throughput.shoot_varied(contenders[count], loop, *throughput.split(CONCURRENCY))
-            shots[count].append(shot)
-            tell(f"round {number + 1}/{loop.rounds}, {count} models: {shot.per_second:,.0f}/s")
-    rates = {count: [shot.per_second for shot in each] for count, each in shots.items()}
-    taken = {count: [shot.server_us for shot in each] for count, each in shots.items()}
-    cpu = {count: max(shot.cpu for shot in each) for count, each in shots.items()}
+        kinds = [(under_way, count) for under_way in callers for count in counts]
+        shots: dict[tuple[int, int], list[Shot]] = {kind: [] for kind in kinds}
+        for number, kind in interleaved(loop.rounds, kinds):
+            under_way, count = kind
+            shot = await throughput.shoot_varied(contenders[count], loop, *throughput.split(under_way))
+            shots[kind].append(shot)
+            tell(
+                f"round {number + 1}/{loop.rounds}, {under_way} under way, {count} models: "
+                f"{shot.per_second:,.0f}/s"
+            )
+    rates = {kind: [shot.per_second for shot in each] for kind, each in shots.items()}
+    taken = {kind: [shot.server_us for shot in each] for kind, each in shots.items()}
+    cpu = {kind: max(shot.cpu for shot in each) for kind, each in shots.items()}
     return [
         {
-            "models": count,
-            "per_second": spread(rates[count]),
-            "to_first": ratios(rates[count], rates[counts[0]]),
+            "models": kind[1],
+            "concurrency": kind[0],
+            "per_second": spread(rates[kind]),
+            "to_first": ratios(rates[kind], rates[kind[0], counts[0]]),
             # What is left of one model's speed where the server's core is the only limit.
-            "server_us": spread(taken[count]),
-            "server_to_first": ratios(taken[counts[0]], taken[count]),
+            "server_us": spread(taken[kind]),
+            "server_to_first": ratios(taken[kind[0], counts[0]], taken[kind]),
             "requests": sum(shot.requests for shot in each),
             "failed": sum(shot.failed for shot in each),
-            "generator_cpu": cpu[count],
-            "generator_was_the_limit": cpu[count] > BUSY,
+            "generator_cpu": cpu[kind],
+            "generator_was_the_limit": cpu[kind] > BUSY,
         }
-        for count, each in shots.items()
+        for kind, each in shots.items()
     ]
 
 

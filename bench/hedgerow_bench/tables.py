@@ -256,6 +256,7 @@ def _scale(report: Row) -> list[Table]:
         cells = tuple(
             (
                 number(row["models"]),
+                number(row["concurrency"]),
                 with_spread(row["per_second"]),
                 with_spread(row["to_first"], ratio=True),
                 _taken(row),
@@ -268,6 +269,7 @@ def _scale(report: Row) -> list[Table]:
         first = number(models[0]["models"])
         headings = (
             "models",
+            "under way",
             "answers/s",
             f"to {first} loaded",
             "server's µs",
