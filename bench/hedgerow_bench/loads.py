@@ -26,7 +26,9 @@ _SMALL, _LARGE = "mlp", "large"
 #: A load may take this long: the server tries the model in a process of its own first.
 _LOAD_SECONDS = 120.0
 #: Memory is given back some time after a version was dropped.
-_SETTLE_SECONDS = 3.0
+_SETTLE_SECONDS = 5.0
+#: The first requests of a load open connections, and what they wait for is no one's quiet.
+_WARM_SECONDS = 1.0
 _SERVICE = "/inference.GRPCInferenceService"
 
 
@@ -100,13 +102,13 @@ async def _under_load(
 ) -> dict[str, Any]:
     capacity = await latency.capacity(contender, min(2.0, cycle.quiet), cycle.directory, cycle.cores)
     rate = capacity * cycle.share
-    longest = 2 * cycle.quiet + cycle.times * 30.0
+    longest = _WARM_SECONDS + 2 * cycle.quiet + _SETTLE_SECONDS + cycle.times * 30.0
     planned = wire_load.plan(
         contender, cycle.directory, f"loads-{kind}", cycle.cores, rate=rate, seconds=longest
     )
     took = []
     async with Load(planned, cores=cycle.cores.load) as load:
-        await asyncio.sleep(max(0.0, load.started - time.monotonic()) + cycle.quiet)
+        await asyncio.sleep(max(0.0, load.started - time.monotonic()) + _WARM_SECONDS + cycle.quiet)
         before = Memory.of(subject.pid)
         began = time.monotonic()
         for number in range(cycle.times):
@@ -121,7 +123,7 @@ async def _under_load(
         await asyncio.sleep(cycle.quiet)
         outcome = await load.finish(early=True)
     records = outcome.records
-    quiet = _join(records.window(load.started, began), records.window(ended + _SETTLE_SECONDS, np.inf))
+    quiet = _join(records.window(load.started + _WARM_SECONDS, began), records.window(ended + _SETTLE_SECONDS, np.inf))
     busy = records.window(began, ended)
     at_rest, meanwhile = percentiles_ms(quiet), percentiles_ms(busy.latency)
     return {
