@@ -123,7 +123,9 @@ async def _under_load(
         await asyncio.sleep(cycle.quiet)
         outcome = await load.finish(early=True)
     records = outcome.records
-    quiet = _join(records.window(load.started + _WARM_SECONDS, began), records.window(ended + _SETTLE_SECONDS, np.inf))
+    quiet = _join(
+        records.window(load.started + _WARM_SECONDS, began), records.window(ended + _SETTLE_SECONDS, np.inf)
+    )
     busy = records.window(began, ended)
     at_rest, meanwhile = percentiles_ms(quiet), percentiles_ms(busy.latency)
     return {
