@@ -147,6 +147,9 @@ class Simulation:
     def _make(self, request: Request, begun: list[Attempt]) -> None:
         for attempt in begun:
             assert not request.attempts.over
+            beside = [one for one in request.attempts.under_way.values() if one not in (attempt, *begun)]
+            if not all(one.is_probe for one in beside):
+                assert attempt.is_paid, "only what takes another's place is free"
             request.made.append(attempt)
             request.made_at.append(self.now)
             self.seen[attempt.target].append((self.now, attempt))

@@ -45,7 +45,8 @@ class Budget:
     """Tokens for attempts beside the first, shared by hedges and retries.
 
     Holds: the tokens. Each request adds `share` of one, each further attempt takes one; so in any
-    stretch of `n` requests there are at most `share * n + burst` further attempts.
+    stretch of `n` requests there are at most `share * n + burst` further attempts, and as many more as
+    were made on credit; none but such are made until those are paid for.
 
     Args:
         share: Further attempts for each request, such as 0.02.
@@ -75,6 +76,10 @@ class Budget:
         self.tokens -= 1.0
         return True
 
+    def charge(self) -> None:
+        """Takes the token for an attempt that has to be made; where there is none, from those to come."""
+        self.tokens -= 1.0
+
     def refund(self) -> None:
         """Gives the token of an attempt back that was never sent."""
         self.tokens = min(self.burst, self.tokens + 1.0)
@@ -82,7 +87,7 @@ class Budget:
     @property
     def fullness(self) -> float:
         """From 0, empty, to 1."""
-        return self.tokens / self.burst
+        return max(0.0, self.tokens / self.burst)
 
 
 class Percentiles:

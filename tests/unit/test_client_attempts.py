@@ -493,13 +493,67 @@ def test_a_primary_that_refuses_connections_costs_its_round_trip_only():
     assert len(asked) <= 12, "once a second whether it is back"
 
 
-def test_calls_that_wait_when_the_breaker_opens_go_elsewhere_at_once_without_a_token():
-    simulation = Simulation(hangs, takes(0.003))
-    waiting = [simulation.ask(timeout=1.0) for _ in range(50)]
-    spend(simulation)
-    simulation.run(simulation.now + 0.51)
+def test_calls_that_wait_when_the_breaker_opens_go_elsewhere_for_a_token_or_when_they_are_slow_on_credit():
+    """The primary may only be pausing: then what goes elsewhere comes on top, and hedges have to give way."""
+    simulation = Simulation(hangs, takes(0.003), hedge=None)
+    for _ in range(Latencies.ENOUGH):
+        simulation.regions.model("m").at[0].add(simulation.now, 0.002)
+        simulation.now += 1
+    waiting = [simulation.ask() for _ in range(30)]
+    simulation.run(simulation.now + 0.1)
+    simulation.regions.targets[0].breaker._open(simulation.now, "told so")
+    for request in waiting:
+        simulation._look(request)
+    assert [len(request.made) for request in waiting] == [2] * 10 + [1] * 20
+    simulation.run(simulation.now + 0.2)
     assert all(request.outcome == "failover" for request in waiting)
-    assert simulation.regions.budget.tokens < 1.0
+    assert max(request.ended - request.began for request in waiting) == pytest.approx(0.253)
+    assert simulation.regions.budget.tokens == pytest.approx(-20, abs=1)
+
+
+def test_hedges_wait_until_what_was_made_on_credit_is_paid_for():
+    simulation = Simulation(takes(0.2), takes(0.003))
+    for _ in range(15):
+        simulation.regions.budget.charge()
+    simulation.load(10, 29, timeout=5.0)
+    simulation.run()
+    assert not simulation.seen[1]
+    simulation.load(10, 60, timeout=5.0)
+    simulation.run()
+    assert simulation.seen[1]
+
+
+def test_calls_whose_primary_goes_away_are_replaced_without_a_token():
+    """As when its process is killed: connections are reset, and new ones refused."""
+    simulation = Simulation(fails(CODES.UNAVAILABLE, 0.02), takes(0.003))
+    spend(simulation)
+    waiting = [simulation.ask() for _ in range(30)]
+    simulation.run()
+    assert all(request.outcome == "failover" for request in waiting)
+    assert all(request.ended - request.began == pytest.approx(0.023) for request in waiting)
+    assert not any(attempt.is_paid for request in waiting for attempt in request.made)
+
+
+@pytest.mark.parametrize("pause", [0.3, 0.35])
+def test_a_primary_that_pauses_now_and_then_costs_no_more_attempts_than_the_budget(pause):
+    """Long enough for its breaker to open; it answers all the same what it was asked before."""
+
+    def pauses(now):
+        into = (now - 1000.0) % 5.0
+        return Fate((pause - into if into < pause else 0.0) + 0.002)
+
+    simulation = Simulation(pauses, takes(0.003))
+    simulation.now += 1.0
+    simulation.load(300, 59)
+    simulation.run()
+    alarms = sum(state == "OPEN" for _, _, state in simulation.changes)
+    assert alarms > 5
+    attempts = sum(len(request.made) for request in simulation.requests)
+    requests = len(simulation.requests)
+    debt = max(0.0, -simulation.regions.budget.tokens)
+    assert attempts - requests <= 0.02 * requests + 10 + debt + 3 * alarms, "and three probes for each"
+    assert debt < 60
+    assert all(request.ended - request.began < 0.3 for request in simulation.requests)
 
 
 def test_a_probe_keeps_its_caller_from_nothing():
@@ -725,12 +779,16 @@ def test_the_token_of_an_attempt_that_was_not_sent_comes_back():
 class Counted(Budget):
     """A budget that counts what is taken from it."""
 
-    paid = 0
+    paid = charged = 0
 
     def withdraw(self):
         allowed = super().withdraw()
         self.paid += allowed
         return allowed
+
+    def charge(self):
+        super().charge()
+        self.charged += 1
 
 
 def anything(chance):
@@ -792,9 +850,11 @@ def test_random_schedules_have_one_outcome_each(seed):
             assert int(previous) == request.made.index(attempt)
             assert attempt.token is None or attempt.token.ended or attempt.is_probe
     made = [attempt for request in simulation.requests for attempt in request.made]
-    assert budget.paid == sum(attempt.is_paid for attempt in made)
+    assert budget.paid + budget.charged == sum(attempt.is_paid for attempt in made)
     assert all(attempt.is_paid for attempt in made if attempt.kind == "hedge")
-    assert budget.paid <= budget.share * len(simulation.requests) + budget.burst
+    allowed = budget.share * len(simulation.requests) + budget.burst
+    assert budget.paid <= allowed
+    assert budget.paid + budget.charged <= allowed + max(0.0, -budget.tokens)
     assert not simulation.under_way
 
 

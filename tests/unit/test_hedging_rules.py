@@ -38,7 +38,7 @@ def histogram(seconds):
 
 
 class BudgetMachine(RuleBasedStateMachine):
-    """In every stretch of n requests there are at most share * n + burst further attempts."""
+    """In every stretch of n requests there are at most share * n + burst attempts beside, and what is owed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,6 +68,14 @@ class BudgetMachine(RuleBasedStateMachine):
                 self.events.append(-1)
 
     @precondition(lambda self: self.budget is not None)
+    @rule(attempts=st.integers(1, 15))
+    def charge(self, attempts):
+        """Made on credit: nothing more is allowed until it is paid for."""
+        for _ in range(attempts):
+            self.budget.charge()
+            self.events.append(-1)
+
+    @precondition(lambda self: self.budget is not None)
     @rule(meanwhile=st.sampled_from([0, 1, 1000]))
     def an_attempt_is_never_sent(self, meanwhile):
         """Its token comes back, and another attempt may be made."""
@@ -78,16 +86,16 @@ class BudgetMachine(RuleBasedStateMachine):
     @invariant()
     def every_stretch_is_within_budget(self):
         # The worst stretch that ends now, in one pass (Kadane): attempts less what its requests allow.
-        worst = excess = 0.0
+        excess = 0.0
         for event in self.events:
             excess = max(0.0, excess + (1.0 if event < 0 else -self.budget.share))
-            worst = max(worst, excess)
-        assert worst <= (self.budget.burst if self.budget else 0.0) + 1e-6
+        if self.budget is not None:
+            assert excess <= self.budget.burst - self.budget.tokens + 1e-6
 
     @invariant()
     def never_more_than_the_burst(self):
         if self.budget is not None:
-            assert 0.0 <= self.budget.tokens <= self.budget.burst
+            assert self.budget.tokens <= self.budget.burst
             assert 0.0 <= self.budget.fullness <= 1.0
 
 

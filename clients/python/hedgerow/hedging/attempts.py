@@ -14,7 +14,9 @@ A plain object without I/O, clock or thread; both clients run it. Rules (gRFC A6
 - An attempt that fails brings the next one at another target at once. It takes the other's place, so it
   needs no token of the budget; an overloaded target's does, unless the other said that it has room.
 - After the delay another attempt begins beside those under way, if the budget has a token for it.
-- When the breaker of the one target that a request waits for opens, the request is as good as failed there.
+- When the breaker of the one target that a request waits for opens, another attempt begins before the delay
+  is over, hedging on or off. The target may be alive and answer after all, so this takes a token too. Where
+  there is none it begins when the request is slow itself, on credit: hedges wait until that is repaid.
 - When all targets have had an attempt and nobody could be reached, they are tried again, after a pause
   and for a token each.
 """
@@ -242,7 +244,7 @@ class Attempts:
         if self._is_final:
             return []
         if self._is_written_off():
-            attempt = self._next(now, FAILOVER) or self._last_resort(now)
+            attempt = self._move(now)
         elif now < self._hedge_at:
             return []
         elif self._regions.is_hedging and self._regions.budget.tokens >= 1:
@@ -263,12 +265,28 @@ class Attempts:
         (only,) = self.under_way.values()
         return self._regions.targets[only.target].breaker.state is not State.CLOSED
 
+    def _move(self, now: float) -> Attempt | None:
+        """Begins an attempt beside the only one, whose target is down by all signs, or just pauses."""
+        (waiting,) = self.under_way.values()
+        is_slow = waiting.late_at == math.inf
+        if not is_slow and self._regions.budget.tokens < 1:
+            return None
+        attempt = self._next(now, FAILOVER) or self._last_resort(now)
+        if attempt is not None:
+            self._regions.budget.charge()
+            attempt.is_paid = True
+        return attempt
+
     def _last_resort(self, now: float) -> Attempt | None:
-        """An attempt at a target that has answered since those tried, though its breaker is open."""
+        """An attempt at a target that has answered since those tried, though its breaker is open.
+
+        And since one under way began: a target that was last heard of before is no better to wait for.
+        """
         targets = self._regions.targets
-        tried = [attempt.target for attempt, _ in self._errors]
-        tried += [attempt.target for attempt in self.under_way.values()]
-        since = max(targets[index].answered_at for index in tried)
+        heard = [targets[attempt.target].answered_at for attempt, _ in self._errors]
+        for attempt in self.under_way.values():
+            heard += [targets[attempt.target].answered_at, attempt.started]
+        since = max(heard)
         return self._next(now, FAILOVER, lambda index: targets[index].answered_at > since, needs_leave=False)
 
     def _next(
