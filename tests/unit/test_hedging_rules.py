@@ -38,7 +38,7 @@ def histogram(seconds):
 
 
 class BudgetMachine(RuleBasedStateMachine):
-    """In every stretch of n requests there are at most share * n + burst attempts beside, and what is owed."""
+    """In every stretch of n requests: at most share * n + burst further attempts, and what is owed."""
 
     def __init__(self) -> None:
         super().__init__()
