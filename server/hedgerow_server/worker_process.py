@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 
 from hedgerow_server.engine.memory import TUNABLES
+from hedgerow_server.exits import ending
 from hedgerow_server.link import Channel, Collect, Collected, Failed, FromWorker, Ready, Start, supervisor_end
 from hedgerow_server.telemetry import metrics
 
@@ -85,7 +86,7 @@ class WorkerProcess:
             self.kill()
             code = await self.process.wait()
             await self._channel.close()
-        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+        return ending(code) if self.ready_at is not None else f"{ending(code)} before it was ready"
 
     def terminate(self) -> None:
         """Asks the worker to drain."""

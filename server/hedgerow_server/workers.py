@@ -184,7 +184,7 @@ class Supervisor:
                 return
             delay = slot.restarts.ended(served_seconds=served)
             if not self._is_ready and slot.restarts.failures >= FAILED_STARTS:
-                self._give_up(f"worker {slot.number} {how}, {FAILED_STARTS} times in a row")
+                self._give_up(f"worker {slot.number} {how}, {FAILED_STARTS} times in a row; giving up")
                 return
             _log.warning(
                 "worker %d %s%s; starting it again in %g s",

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import uvloop
 import zoo
 from hedgerow_protos.hedgerow_control_pb2 import ServingSpec
 from hedgerow_server.engine import trial
@@ -170,8 +171,22 @@ async def test_the_child_does_not_outlive_a_killed_watcher(tmp_path: Path):
     watcher = next(watcher for watcher in children_of(os.getpid()) if child in children_of(watcher))
     os.kill(watcher, signal.SIGKILL)
     verdict = await asked
-    assert "the trial load failed with exit code -9" in verdict.reason
+    assert verdict.reason == "the trial load was killed by SIGKILL: no message"
     await until(lambda: not is_running(child), seconds=10)
+
+
+def test_a_watcher_that_dies_before_it_is_asked_is_told_with_how_it_died(tmp_path: Path, monkeypatch):
+    """On the loop of the server's workers, which notices at once when the other end of a pipe is gone."""
+    dies = tmp_path / "python"
+    dies.write_text("#!/bin/sh\nkill -KILL $$\n")
+    dies.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(dies))
+
+    async def ask_often() -> set[str]:
+        return {(await probe(tmp_path, "m.onnx", ServingSpec())).reason for _ in range(60)}
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(ask_often()) == {"the trial load was killed by SIGKILL: no message"}
 
 
 def test_the_limits_are_really_set():

@@ -257,7 +257,6 @@ async def test_workers_do_not_outlive_a_killed_supervisor(start):
     [
         ("refuse", "hedgerow-server: model iris was refused: it is no model\n"),
         ("raise", "hedgerow-server: RuntimeError: a defect\n"),
-        ("crash-at-start", "hedgerow-server: worker 0 was killed by SIGKILL, 5 times in a row\n"),
     ],
 )
 async def test_a_server_that_cannot_start_says_why_and_exits_with_1(start, fault, reason):
@@ -265,6 +264,24 @@ async def test_a_server_that_cannot_start_says_why_and_exits_with_1(start, fault
     errors = await server.errors()
     assert await server.ended() == 1
     assert errors.endswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("fault", "how"),
+    [
+        ("killed", "was killed by SIGKILL"),
+        ("killed-oddly", "was killed by signal 40"),
+        ("exits", "exited with code 3"),
+    ],
+)
+async def test_a_worker_that_ends_while_it_starts_is_named_with_how_and_what_is_tried_next(start, fault, how):
+    server = await start(faults=f"{fault}-at-start")
+    *lives, last = (await server.errors()).splitlines()
+    assert await server.ended() == 1
+    told = [re.sub(r".*: worker", "worker", line) for line in lives]
+    ended = f"worker 0 {how} before it was ready"
+    assert told == [f"{ended}; starting it again in {delay} s" for delay in (0.1, 0.2, 0.4, 0.8)]
+    assert last == f"hedgerow-server: {ended}, 5 times in a row; giving up"
 
 
 async def test_a_port_in_use_is_refused_with_what_to_do(start):

@@ -25,8 +25,12 @@ from hedgerow_server.workers import run
 async def serve(settings: Settings, worker: int, link: WorkerLink) -> None:
     """Answers connections on the gRPC port until it is told to stop, then finishes those it has."""
     faults = os.environ.get("TINY_FAULTS", "").split()
-    if "crash-at-start" in faults:
+    if "killed-at-start" in faults:
         os.kill(os.getpid(), signal.SIGKILL)
+    if "killed-oddly-at-start" in faults:
+        os.kill(os.getpid(), 40)  # a real-time signal: it has no name
+    if "exits-at-start" in faults:
+        sys.exit(3)
     if "refuse" in faults:
         link.failed("model iris was refused: it is no model")
         return

@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hedgerow_server.exits import ending
+
 from .trial import NICE, ProbeLimits, Verdict, run
 
 if TYPE_CHECKING:
@@ -58,21 +60,25 @@ async def probe(
         "--wall-seconds": limits.wall_seconds,
         "--warmup-seconds": limits.warmup_seconds,
     }
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        __spec__.name,
-        *(f"{flag}={value}" for flag, value in flags.items()),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
+    # Not a pipe: of a child that dies at once, uvloop would say that its pipe is closed, not how it died.
+    with os.fdopen(os.memfd_create("serving"), "w+b", buffering=0) as question:
+        question.write(json_format.MessageToJson(serving).encode())
+        question.seek(0)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            __spec__.name,
+            *(f"{flag}={value}" for flag, value in flags.items()),
+            stdin=question,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
     with contextlib.suppress(OSError):
         # It says so itself as well, but by then it has started Python on somebody's core.
         os.setpriority(os.PRIO_PROCESS, process.pid, NICE)
     try:
         async with asyncio.timeout(limits.wall_seconds + _GRACE_SECONDS):
-            output, errors = await process.communicate(json_format.MessageToJson(serving).encode())
+            output, errors = await process.communicate()
     except TimeoutError:
         return Verdict(ok=False, reason="the trial load did not end in time; the machine may be overloaded")
     finally:
@@ -85,7 +91,8 @@ async def probe(
         return Verdict.from_json(output)
     except (ValueError, TypeError):
         last = errors.decode(errors="replace").strip().rpartition("\n")[2]
-        return Verdict(ok=False, reason=f"the trial load failed with exit code {process.returncode}: {last}")
+        how = ending(await process.wait())
+        return Verdict(ok=False, reason=f"the trial load {how}: {last or 'no message'}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hedgerow_server.exits import signal_name
+
 _MIB = 1 << 20
 _READ = 1 << 16
 #: Priority of a trial load: who serves on the same cores goes first. It still gets a tenth of a busy core.
@@ -28,7 +30,7 @@ NICE = 10
 _PR_SET_PDEATHSIG = 1
 #: What a process says on its standard error that died for want of memory.
 _NO_MEMORY = (b"bad_alloc", b"MemoryError", b"can't start new thread")
-_CRASHES = {
+_CRASHES: dict[int, str] = {
     signal.SIGSEGV: "segmentation fault",
     signal.SIGBUS: "bus error; a file may have shrunk while it was read",
     signal.SIGABRT: "abort",
@@ -170,7 +172,7 @@ def _why_it_ended(status: int, errors: bytes, limits: ProbeLimits) -> str:
             )
         if number == signal.SIGKILL:
             return "the system killed the trial load, most likely because the machine ran out of memory"
-        what = _CRASHES.get(signal.Signals(number), signal.Signals(number).name)
+        what = _CRASHES.get(number) or signal_name(number)
         return (
             f"the model crashed ONNX Runtime ({what}) while it was loaded and warmed up; it cannot be served"
         )
