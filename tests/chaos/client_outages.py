@@ -81,12 +81,14 @@ class Figures:
 
 
 @contextlib.asynccontextmanager
-async def blocking_client_of(target: str, *, seconds: float, backups: list[str]) -> AsyncIterator[Ask]:
-    """Asks by a `hedgerow.Client` that 64 threads share; each call has so many seconds."""
+async def blocking_client_of(
+    target: str, *, seconds: float, backups: list[str], threads: int
+) -> AsyncIterator[Ask]:
+    """Asks by a `hedgerow.Client` that threads share, so many at most; each call has so many seconds."""
     questions = perceptron_questions()
     loop = asyncio.get_running_loop()
     with (
-        ThreadPoolExecutor(64) as pool,
+        ThreadPoolExecutor(threads) as pool,
         hedgerow.Client(target, timeout=seconds, backups=backups) as client,
     ):
 
@@ -122,7 +124,12 @@ def suffer(
     opened = (
         client_of(east.address, timeout=timeout, backups=[west.address], retries=2)
         if client == "asyncio"
-        else blocking_client_of(east.address, seconds=timeout, backups=[west.address])
+        else blocking_client_of(
+            east.address,
+            seconds=timeout,
+            backups=[west.address],
+            threads=math.ceil(rate * timeout),  # so that none waits for a thread while all calls hang
+        )
     )
 
     def attempts() -> float:
