@@ -81,6 +81,10 @@ def test_a_request_that_makes_the_model_fail_is_answered_by_rules_and_marked(run
 
 
 def test_the_command_says_which_rules_answered_and_nothing_of_rules_where_the_model_did(running, capsys):
+    with hedgerow.Client(running.grpc) as client:
+        for _ in range(10):  # so that the failures of these tests are too few for quarantine
+            client.infer("lookup", lookup(0))
+
     def ask(*more: str) -> str:
         assert cli.main(["infer", "lookup", "--server", running.grpc, *more]) == 0
         return capsys.readouterr().out
