@@ -13,12 +13,13 @@ Field numbers: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from io import FileIO
 from itertools import count
 from pathlib import Path
 from typing import BinaryIO
+
+from hedgerow_protos.message_reader import LEN, VARINT, Field, Malformed, MessageReader
 
 #: Weights in sum below which a file stays as it is: servers load so little in a moment.
 #: No more than `PAYS_BYTES` of hedgerow_server.engine.gears.
@@ -28,32 +29,15 @@ _TENSOR_BYTES = 1 << 12
 #: Each tensor begins on a page of the weights' file.
 _PAGE = 1 << 12
 _CHUNK = 1 << 20
-_WINDOW = 1 << 14
 #: A graph of more parts is left alone: looking at each would take minutes.
 _MOST_FIELDS = 1_000_000
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MODEL_GRAPH = 7
 _GRAPH_INITIALIZER = 5
 _TENSOR_TYPE, _TENSOR_FLOATS, _TENSOR_RAW, _TENSOR_DOUBLES = 2, 4, 9, 10
 _TENSOR_EXTERNAL, _TENSOR_LOCATION = 13, 14
 _FLOAT, _DOUBLE = 1, 11
 _EXTERNAL = 1
-
-
-class _Strange(Exception):
-    """Not what an ONNX file looks like; whoever loads it will say why."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Field:
-    """Where a field is: from its tag at `start` to `end`; `value` is where its content begins."""
-
-    number: int
-    kind: int
-    start: int
-    value: int
-    end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,64 +52,11 @@ class _Move:
         instead: What stands in the graph in place of the field.
     """
 
-    tensor: _Field
+    tensor: Field
     begin: int
     size: int
     offset: int
     instead: bytes
-
-
-class _Reader:
-    """Reads an open file through one small window; holds no other state."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._start = 0
-        self._window = b""
-        self._left = _MOST_FIELDS
-        self.size = os.fstat(descriptor).st_size
-
-    def take(self, start: int, count: int) -> bytes:
-        """At most `count` bytes from `start`; fewer at the end of the file."""
-        offset = start - self._start
-        if offset < 0 or offset + count > len(self._window):
-            self._start, offset = start, 0
-            self._window = os.pread(self._descriptor, max(count, _WINDOW), start)
-        return self._window[offset : offset + count]
-
-    def varint(self, position: int) -> tuple[int, int]:
-        """The number at `position`, and the position behind it."""
-        value = 0
-        for index, byte in enumerate(self.take(position, 10)):
-            value |= (byte & 0x7F) << (7 * index)
-            if byte < 0x80:
-                return value, position + index + 1
-        raise _Strange
-
-    def fields(self, start: int, end: int) -> Iterator[_Field]:
-        """The fields of the message in `start:end`."""
-        position = start
-        while position < end:
-            self._left -= 1
-            if not self._left:
-                raise _Strange
-            tag, value = self.varint(position)
-            kind = tag & 7
-            if kind == _VARINT:
-                _, stop = self.varint(value)
-            elif kind == _FIXED64:
-                stop = value + 8
-            elif kind == _FIXED32:
-                stop = value + 4
-            elif kind == _BYTES:
-                length, value = self.varint(value)
-                stop = value + length
-            else:
-                raise _Strange
-            if stop > end:
-                raise _Strange
-            yield _Field(tag >> 3, kind, position, value, stop)
-            position = stop
 
 
 def externalize(directory: Path, path: str) -> bool:
@@ -149,8 +80,8 @@ def externalize(directory: Path, path: str) -> bool:
     rewritten = model.with_name(f"{weights.name}.incoming")
     with FileIO(model, opener=_open) as source:
         try:
-            graph, moves = _plan(_Reader(source.fileno()), weights.name)
-        except _Strange:
+            graph, moves = _plan(MessageReader(source.fileno(), most_fields=_MOST_FIELDS), weights.name)
+        except Malformed:
             return False
         if sum(move.size for move in moves) < WORTH_BYTES:
             return False
@@ -182,16 +113,16 @@ def _free_name(model: Path) -> Path:
     raise AssertionError("unreachable: one of the names is free")
 
 
-def _plan(reader: _Reader, location: str) -> tuple[_Field, list[_Move]]:
+def _plan(reader: MessageReader, location: str) -> tuple[Field, list[_Move]]:
     """Finds the graph, and what of it is to be moved where."""
     graphs = [field for field in reader.fields(0, reader.size) if field.number == _MODEL_GRAPH]
-    if len(graphs) != 1 or graphs[0].kind != _BYTES:
-        raise _Strange
+    if len(graphs) != 1 or graphs[0].kind != LEN:
+        raise Malformed
     (graph,) = graphs
     moves: list[_Move] = []
     offset = 0
     for field in reader.fields(graph.value, graph.end):
-        if field.number == _GRAPH_INITIALIZER and field.kind == _BYTES:
+        if field.number == _GRAPH_INITIALIZER and field.kind == LEN:
             move = _plan_tensor(reader, field, location, offset)
             if move is not None:
                 moves.append(move)
@@ -199,12 +130,12 @@ def _plan(reader: _Reader, location: str) -> tuple[_Field, list[_Move]]:
     return graph, moves
 
 
-def _plan_tensor(reader: _Reader, tensor: _Field, location: str, offset: int) -> _Move | None:
+def _plan_tensor(reader: MessageReader, tensor: Field, location: str, offset: int) -> _Move | None:
     """What becomes of an initializer; None if it stays where it is."""
     if tensor.end - tensor.value < _TENSOR_BYTES:
         return None
     kind = 0
-    weights: list[_Field] = []
+    weights: list[Field] = []
     rest = b""
     for field in reader.fields(tensor.value, tensor.end):
         if field.number in (_TENSOR_EXTERNAL, _TENSOR_LOCATION):
@@ -212,12 +143,12 @@ def _plan_tensor(reader: _Reader, tensor: _Field, location: str, offset: int) ->
         if field.number in (_TENSOR_FLOATS, _TENSOR_RAW, _TENSOR_DOUBLES):
             weights.append(field)
             continue
-        if field.number == _TENSOR_TYPE and field.kind == _VARINT:
+        if field.number == _TENSOR_TYPE and field.kind == VARINT:
             kind, _ = reader.varint(field.value)
         if field.end - field.start > _TENSOR_BYTES:
             return None  # weights in yet another form
         rest += reader.take(field.start, field.end - field.start)
-    if len(weights) != 1 or weights[0].kind != _BYTES:
+    if len(weights) != 1 or weights[0].kind != LEN:
         return None
     (field,) = weights
     # Packed floats are laid out as raw data is: one behind the other, little-endian.
@@ -228,14 +159,14 @@ def _plan_tensor(reader: _Reader, tensor: _Field, location: str, offset: int) ->
         return None
     for key, value in (("location", location), ("offset", str(offset)), ("length", str(size))):
         rest += _message(_TENSOR_EXTERNAL, _message(1, key.encode()) + _message(2, value.encode()))
-    rest += _number(_TENSOR_LOCATION << 3 | _VARINT) + _number(_EXTERNAL)
+    rest += _number(_TENSOR_LOCATION << 3 | VARINT) + _number(_EXTERNAL)
     return _Move(tensor, field.value, size, offset, _message(_GRAPH_INITIALIZER, rest))
 
 
-def _write_model(source: FileIO, graph: _Field, moves: list[_Move], target: BinaryIO) -> None:
+def _write_model(source: FileIO, graph: Field, moves: list[_Move], target: BinaryIO) -> None:
     shrunk = sum(len(move.instead) - (move.tensor.end - move.tensor.start) for move in moves)
     _copy(source, 0, graph.start, target)
-    target.write(_number(_MODEL_GRAPH << 3 | _BYTES) + _number(graph.end - graph.value + shrunk))
+    target.write(_number(_MODEL_GRAPH << 3 | LEN) + _number(graph.end - graph.value + shrunk))
     position = graph.value
     for move in moves:
         _copy(source, position, move.tensor.start, target)
@@ -255,7 +186,7 @@ def _copy(source: FileIO, begin: int, end: int, target: BinaryIO) -> None:
 
 
 def _message(number: int, content: bytes) -> bytes:
-    return _number(number << 3 | _BYTES) + _number(len(content)) + content
+    return _number(number << 3 | LEN) + _number(len(content)) + content
 
 
 def _number(value: int) -> bytes:

@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+
+from hedgerow_protos.message_reader import Malformed, MessageReader
 
 from .refusal import LoadRefused
 
 #: Graphs inside nodes (If, Loop, Scan) inside graphs; protobuf's own limit on nesting is 100 messages.
 _DEEPEST = 24
-_WINDOW = 1 << 14
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 @dataclass(slots=True)
@@ -43,64 +42,6 @@ class ModelFile:
     external_bytes: int = 0
     loops: bool = False
     stamp: tuple[tuple[int, int, int, int], ...] = ()
-
-
-class _Broken(Exception):
-    """Not protobuf, or it ends too early."""
-
-
-class _Source:
-    """Reads of an open file through one small window; holds no other state."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._start = 0
-        self._window = b""
-        self.size = os.fstat(descriptor).st_size
-
-    def take(self, start: int, count: int) -> bytes:
-        """At most `count` bytes from `start`; fewer at the end of the file."""
-        offset = start - self._start
-        if offset < 0 or offset + count > len(self._window):
-            self._start, offset = start, 0
-            self._window = os.pread(self._descriptor, max(count, _WINDOW), start)
-        return self._window[offset : offset + count]
-
-    def varint(self, position: int) -> tuple[int, int]:
-        """The number at `position`, and the position behind it."""
-        value = 0
-        for index, byte in enumerate(self.take(position, 10)):
-            value |= (byte & 0x7F) << (7 * index)
-            if byte < 0x80:
-                return value, position + index + 1
-        raise _Broken
-
-    def fields(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """Number, start and end of each length-delimited field of the message in `start:end`."""
-        position = start
-        while position < end:
-            tag, position = self.varint(position)
-            kind = tag & 7
-            if kind == _VARINT:
-                _, position = self.varint(position)
-            elif kind == _FIXED64:
-                position += 8
-            elif kind == _FIXED32:
-                position += 4
-            elif kind == _BYTES:
-                length, position = self.varint(position)
-                if position + length > end:
-                    raise _Broken
-                yield tag >> 3, position, position + length
-                position += length
-            else:
-                raise _Broken
-        if position != end:
-            raise _Broken
-
-    def text(self, start: int, end: int) -> str:
-        """A string field."""
-        return self.take(start, end - start).decode("utf-8", "surrogateescape")
 
 
 def check(directory: Path, path: str) -> ModelFile:
@@ -141,94 +82,94 @@ def check(directory: Path, path: str) -> ModelFile:
 
 
 def _read(descriptor: int, path: str) -> ModelFile:
-    source = _Source(descriptor)
+    reader = MessageReader(descriptor)
     model = ModelFile()
     has_graph = False
     try:
-        for number, start, end in source.fields(0, source.size):
+        for number, start, end in reader.contents(0, reader.size):
             if number == 7:  # ModelProto.graph
                 has_graph = True
-                _read_graph(source, start, end, model, 0)
+                _read_graph(reader, start, end, model, 0)
             elif number == 25:  # ModelProto.functions
-                for inner, first, last in source.fields(start, end):
+                for inner, first, last in reader.contents(start, end):
                     if inner == 7:  # FunctionProto.node
-                        _read_node(source, first, last, model, 0)
-    except _Broken:
-        raise LoadRefused(_not_a_model(source, path)) from None
+                        _read_node(reader, first, last, model, 0)
+    except Malformed:
+        raise LoadRefused(_not_a_model(reader, path)) from None
     if not has_graph:
-        raise LoadRefused(_not_a_model(source, path))
+        raise LoadRefused(_not_a_model(reader, path))
     return model
 
 
-def _not_a_model(source: _Source, path: str) -> str:
-    if source.size == 0:
+def _not_a_model(reader: MessageReader, path: str) -> str:
+    if reader.size == 0:
         return f"the model {path!r} is empty; export or copy it again"
-    if source.take(0, 64).startswith(b"version https://git-lfs"):
+    if reader.take(0, 64).startswith(b"version https://git-lfs"):
         return f"the model {path!r} is only a Git LFS pointer; fetch the file itself with: git lfs pull"
     return (
-        f"the model {path!r} ({source.size} bytes) is truncated or no ONNX file; "
+        f"the model {path!r} ({reader.size} bytes) is truncated or no ONNX file; "
         "compare its size with the original, then export or copy it again"
     )
 
 
-def _read_graph(source: _Source, start: int, end: int, model: ModelFile, depth: int) -> None:
+def _read_graph(reader: MessageReader, start: int, end: int, model: ModelFile, depth: int) -> None:
     if depth > _DEEPEST:
         raise LoadRefused(f"the model nests graphs more than {_DEEPEST} deep; flatten it at export")
-    for number, first, last in source.fields(start, end):
+    for number, first, last in reader.contents(start, end):
         if number == 1:  # GraphProto.node
-            _read_node(source, first, last, model, depth)
+            _read_node(reader, first, last, model, depth)
         elif number == 5:  # GraphProto.initializer
-            _read_tensor(source, first, last, model)
+            _read_tensor(reader, first, last, model)
         elif number == 15:  # GraphProto.sparse_initializer
-            _read_sparse(source, first, last, model)
+            _read_sparse(reader, first, last, model)
         elif number == 11 and depth == 0:  # GraphProto.input
-            _read_input(source, first, last, model)
+            _read_input(reader, first, last, model)
 
 
-def _read_node(source: _Source, start: int, end: int, model: ModelFile, depth: int) -> None:
+def _read_node(reader: MessageReader, start: int, end: int, model: ModelFile, depth: int) -> None:
     # External data always carries the one key, a loop the other; few nodes do, and the search spares
     # walking the others.
-    content = source.take(start, end - start)
+    content = reader.take(start, end - start)
     if b"location" not in content and b"Loop" not in content:
         return
-    for number, first, last in source.fields(start, end):
-        if number == 4 and source.text(first, last) == "Loop":  # NodeProto.op_type
+    for number, first, last in reader.contents(start, end):
+        if number == 4 and reader.text(first, last) == "Loop":  # NodeProto.op_type
             model.loops = True
         if number != 5:  # NodeProto.attribute
             continue
-        for kind, begin, stop in source.fields(first, last):
+        for kind, begin, stop in reader.contents(first, last):
             if kind in (5, 10):  # AttributeProto.t, tensors
-                _read_tensor(source, begin, stop, model)
+                _read_tensor(reader, begin, stop, model)
             elif kind in (6, 11):  # AttributeProto.g, graphs
-                _read_graph(source, begin, stop, model, depth + 1)
+                _read_graph(reader, begin, stop, model, depth + 1)
             elif kind in (22, 23):  # AttributeProto.sparse_tensor, sparse_tensors
-                _read_sparse(source, begin, stop, model)
+                _read_sparse(reader, begin, stop, model)
 
 
-def _read_sparse(source: _Source, start: int, end: int, model: ModelFile) -> None:
-    for number, first, last in source.fields(start, end):
+def _read_sparse(reader: MessageReader, start: int, end: int, model: ModelFile) -> None:
+    for number, first, last in reader.contents(start, end):
         if number in (1, 2):  # SparseTensorProto.values, indices
-            _read_tensor(source, first, last, model)
+            _read_tensor(reader, first, last, model)
 
 
-def _read_tensor(source: _Source, start: int, end: int, model: ModelFile) -> None:
-    for number, first, last in source.fields(start, end):
+def _read_tensor(reader: MessageReader, start: int, end: int, model: ModelFile) -> None:
+    for number, first, last in reader.contents(start, end):
         if number != 13:  # TensorProto.external_data
             continue
-        entry = {inner: source.text(begin, stop) for inner, begin, stop in source.fields(first, last)}
+        entry = {inner: reader.text(begin, stop) for inner, begin, stop in reader.contents(first, last)}
         if entry.get(1) == "location":
             model.external.add(entry.get(2, ""))
 
 
-def _read_input(source: _Source, start: int, end: int, model: ModelFile) -> None:
+def _read_input(reader: MessageReader, start: int, end: int, model: ModelFile) -> None:
     name, unranked = "", False
-    for number, first, last in source.fields(start, end):
+    for number, first, last in reader.contents(start, end):
         if number == 1:  # ValueInfoProto.name
-            name = source.text(first, last)
+            name = reader.text(first, last)
         elif number == 2:  # ValueInfoProto.type
-            for kind, begin, stop in source.fields(first, last):
+            for kind, begin, stop in reader.contents(first, last):
                 if kind == 1:  # TypeProto.tensor_type
-                    unranked = all(inner != 2 for inner, _, _ in source.fields(begin, stop))  # .shape
+                    unranked = all(inner != 2 for inner, _, _ in reader.contents(begin, stop))  # .shape
     if unranked:
         model.unranked.append(name)
 
