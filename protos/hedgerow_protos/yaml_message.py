@@ -65,11 +65,24 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+#: Line breaks besides the newline. PyYAML writes them as they are, and reads them as others or spaces.
+_ODD_BREAKS = frozenset("\r\x85\u2028\u2029")
+
+
 class _Dumper(yaml.SafeDumper):
     """Writes what stands in two places twice: `load` takes no aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - PyYAML's signature
         return True
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """As PyYAML does, but in the style that escapes odd line breaks where there are any."""
+        style = None if _ODD_BREAKS.isdisjoint(data) else '"'
+        node: yaml.ScalarNode = self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+        return node
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def load(text: str, *, source: str) -> object:

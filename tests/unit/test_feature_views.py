@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from feature_views import PLANES, planes, views, weather
 from hedgerow_protos import hedgerow_control_pb2 as pb
-from hedgerow_protos import serving_spec
+from hedgerow_protos import serving_spec, yaml_message
 from hedgerow_protos.feature_view import (
     ViewError,
     canonical,
@@ -17,7 +17,7 @@ from hedgerow_protos.feature_view import (
     parse_views,
     view_ref,
 )
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 
@@ -103,6 +103,15 @@ def test_any_view_survives_yaml_and_has_one_canonical_form(view):
     assert str(again) == str(canonical(view)) == str(canonical(canonical(view)))
     assert differences(view, again) == []
     assert fingerprint(view) == fingerprint(again) < 2**63
+
+
+@given(st.lists(st.text(alphabet=" a\n\r\t\x85\u2028\u2029\ufeff'\"\\:#-", max_size=6), max_size=4))
+@example(["\x85"])
+@example(["\u2028a", "\r"])
+def test_text_survives_yaml_whatever_breaks_its_lines(texts):
+    """PyYAML itself writes NEL, LS and PS plainly and reads them as spaces."""
+    value = {"texts": texts, **dict.fromkeys(texts, 1)}
+    assert yaml_message.load(yaml_message.dump(value), source="dumped") == value
 
 
 @given(views())
