@@ -372,9 +372,9 @@ class World:
         await asyncio.sleep(2 * AFTER + 0.1)
         answerer, hedger = self.answerer, self.hedger
         assert answerer.in_flight == 0
-        assert answerer._held_bytes == 0
+        assert answerer._endings.held_bytes == 0
         assert answerer._fault is None or not answerer._fault.give_up()
-        assert not answerer._joining
+        assert not answerer._endings.joining
         assert not answerer._fallback.is_busy
         assert not hedger._attempts
         assert not hedger._failed_here

@@ -2,8 +2,8 @@
 
     answer ── parse ─ choose ─ admit ─ read tensors ─┐
                                └─ join features ─────┼─ engine: batch, run ┄┄▶ hedger: a backup as well,
-    finish ── write tensors ─ respond ─ log ─────────┘                         once it has taken too long
-                 └─ what failed: a backup region ─ else the version's rules ─ else a status
+    finish ── write tensors ─ respond ─ end ─────────┘                         once it has taken too long
+                 └─ refuse: a backup region ─ else the version's rules ─ else a status   (endings.py)
 
 Everything here is plain functions on the event loop's thread. A transport hands
 over what has arrived, all at once; a model that is faster than a change of
@@ -14,8 +14,6 @@ the same order, so an answer does not depend on the way it took.
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -27,6 +25,7 @@ from hedgerow_protos.open_inference_pb2 import ModelInferRequest
 
 from hedgerow_server.books import Books
 from hedgerow_server.call import Call, read_trace
+from hedgerow_server.endings import Endings
 from hedgerow_server.engine.execution import Ended
 from hedgerow_server.engine.model import Model
 from hedgerow_server.engine.runners import Engine
@@ -34,11 +33,9 @@ from hedgerow_server.engine.work import Ran, Work
 from hedgerow_server.errors import (
     DeadlineExceeded,
     Draining,
-    Internal,
     Overloaded,
     ServingError,
     TooLarge,
-    Unavailable,
     defect,
 )
 from hedgerow_server.features.features import Features
@@ -46,19 +43,15 @@ from hedgerow_server.features.join import Joined
 from hedgerow_server.gate.admission import BYTES, FEATURES, Admission
 from hedgerow_server.gate.deadlines import Deadlines, kept
 from hedgerow_server.gate.door import Door
-from hedgerow_server.resilience.fallback import Fallback
 from hedgerow_server.resilience.fault import FaultInjection
 from hedgerow_server.resilience.hedger import Hedger
-from hedgerow_server.resilience.rules import Answered
+from hedgerow_server.resilience.quarantine import Blame, quarantined
 from hedgerow_server.routing.table import RouteTable
-from hedgerow_server.rpc import pushback
 from hedgerow_server.rpc.codec import BoundCodec
 from hedgerow_server.rpc.codecs import Codecs
 from hedgerow_server.rpc.heads import Heads
 from hedgerow_server.rpc.replies import Encoded
 from hedgerow_server.telemetry.request_log import RequestLog
-
-log = logging.getLogger(__name__)
 
 #: Requests that may wait for their features; beyond that they are refused.
 MAX_JOINING = 4096
@@ -66,9 +59,6 @@ MAX_JOINING = 4096
 #: Bytes of all messages that may wait or run at once, over all models: 4096 large ones would be
 #: more than the machine has. One message of the permitted size is always taken.
 MAX_HELD_BYTES = 1 << 30
-
-#: A run given up at a deadline after so many times what it should have taken speaks against the version.
-TIMED_OUT = 10.0
 
 # StatusCode's own properties cost more than the rest of a call's end.
 _OK = 0
@@ -78,7 +68,7 @@ _CANCELLED = (1, "CANCELLED")
 class Answerer:
     """Answers calls from the models of the current route table.
 
-    Holds: the route table, and how many calls are under way.
+    Holds: the route table. What is under way is held by its endings, which take it away.
 
     Args:
         engine: runs the batches.
@@ -109,27 +99,22 @@ class Answerer:
         self._clock = clock
         self._nanoseconds = nanoseconds
         self._admission = admission or Admission()
-        self._door = Door(self._admission, engine, self._refuse)
         #: Reads requests and writes replies for what can be chosen.
         self.codecs = Codecs()
         self._region = region
         self._features: Features | None = None
         self._hedger: Hedger | None = None
         self._fault: FaultInjection | None = None
-        self._fallback = Fallback(self._give_rules, self._end_with, clock)
         # Of the calls that have just arrived: attempts of those who have counted them already.
         self._tried_before = 0
-        # Calls that wait for features, in the order they came.
-        self._joining: dict[Call, None] = {}
         self._heads = Heads()
-        # Set when the last call under way has ended; only while somebody waits for that.
-        self._idle: asyncio.Event | None = None
         self.table = RouteTable(0, {})
         #: Counts and logs what has ended.
         self.books = Books(requests)
-        self.in_flight = 0
-        # Of the calls in the queues and in runs.
-        self._held_bytes = 0
+        self._blame = Blame(engine.batch_of, nanoseconds)
+        self._endings = Endings(engine, self.books, self._blame, clock, nanoseconds)
+        self._fallback = self._endings.fallback
+        self._door = Door(self._admission, engine, self._endings.refuse)
         #: New calls are refused; those under way go on.
         self.draining = False
 
@@ -141,12 +126,12 @@ class Answerer:
 
     def hedge_with(self, hedger: Hedger) -> None:
         """Tries slow and failed requests elsewhere."""
-        self._hedger = hedger
-        hedger.start(self._won_elsewhere, self._fail)
+        self._hedger = self._endings.hedger = hedger
+        hedger.start(self._endings.won_elsewhere, self._endings.fail)
 
     def harm_with(self, fault: FaultInjection) -> None:
         """Delays and fails requests on purpose."""
-        self._fault = fault
+        self._fault = self._endings.fault = fault
 
     def use(self, table: RouteTable) -> None:
         """Routes every call that arrives from now on by `table`."""
@@ -162,6 +147,19 @@ class Answerer:
         """How busy this server is, from 0 to 1 and above, for those who have a choice of servers."""
         return self._admission.utilization(self._clock())
 
+    @property
+    def in_flight(self) -> int:
+        """Calls that have arrived and not ended."""
+        return self._endings.in_flight
+
+    async def idle(self) -> None:
+        """Returns when no call is under way."""
+        await self._endings.idle()
+
+    def abandon(self) -> None:
+        """Ends every call under way as UNAVAILABLE: the time that a drain gives is over."""
+        self._endings.abandon()
+
     # ------------------------------------------------------------ on the way in
 
     def answer(self, calls: Sequence[Call]) -> None:
@@ -174,19 +172,19 @@ class Answerer:
         table = self.table
         now = self._clock()
         chosen: dict[Model, None] = {}
-        self.in_flight += len(calls)
+        self._endings.in_flight += len(calls)
         for call in calls:
             if call.ended:
                 call.trace = read_trace(call.metadata)
                 self._tried_before += bool(call.trace.previous_attempts)
-                self._end([call], *_CANCELLED)
+                self._endings.end([call], *_CANCELLED)
                 continue
             try:
                 model = self._enter(call, table, now)
             except ServingError as error:
-                self._refuse(call, error)
+                self._endings.refuse(call, error)
             except Exception as error:  # noqa: BLE001  whatever it is, its text stays here
-                self._refuse(call, defect(call, error))
+                self._endings.refuse(call, defect(call, error))
             else:
                 if model is not None:
                     chosen[model] = None
@@ -244,9 +242,10 @@ class Answerer:
             if choice is not call.choice:
                 call.choice, model = choice, choice.model
                 call.codec = codec = self.codecs[choice]
-        if self._held_bytes + call.size > MAX_HELD_BYTES and self._held_bytes:
+        held = self._endings.held_bytes
+        if held + call.size > MAX_HELD_BYTES and held:
             raise Overloaded(
-                f"requests of {self._held_bytes} bytes are under way on this server already; try again later",
+                f"requests of {held} bytes are under way on this server already; try again later",
                 reason=BYTES,
             )
 
@@ -266,7 +265,7 @@ class Answerer:
         call.shapes = tensors.shapes
         call.outputs = tensors.outputs
         model.in_flight += 1
-        self._held_bytes += call.size
+        self._endings.held_bytes += call.size
         return self._queue(call, model)
 
     def _queue(self, call: Call, model: Model) -> Model | None:
@@ -298,15 +297,10 @@ class Answerer:
         Raises:
             Unavailable: another region asks, whose own attempt is under way.
         """
-        refusal = Unavailable(
-            f"version {model.version} of model {model.name!r} is in quarantine: "
-            f"{model.breaker.reason}; it is tried again in a moment"
-        )
+        error = quarantined(model)
         if call.trace.attempt == HEDGE:
-            raise refusal
-        if self._hedger is not None and self._hedger.fail_over(call, refusal):
-            return True
-        return self._fallback.take(call, refusal)
+            raise error
+        return self._endings.is_answered_otherwise(call, error)
 
     def _run_late(self, call: Call, model: Model) -> None:
         model.queue.add(call)
@@ -315,17 +309,18 @@ class Answerer:
     def _join(self, call: Call, model: Model, bound: BoundCodec, request: ModelInferRequest) -> None:
         """Has features read for a call that brings ids; `joined` takes it from there."""
         assert self._features is not None
-        if len(self._joining) >= MAX_JOINING:
+        if len(self._endings.joining) >= MAX_JOINING:
             raise Overloaded(
-                f"{len(self._joining)} requests wait for features already; try again later", reason=FEATURES
+                f"{len(self._endings.joining)} requests wait for features already; try again later",
+                reason=FEATURES,
             )
         tensors = bound.callers.read(request)
         call.outputs = tensors.outputs
         self._features.joiner.add(call, bound.binding, tensors.parts, tensors.shapes)
         call.joining_ns = self._nanoseconds()
         model.in_flight += 1
-        self._held_bytes += call.size
-        self._joining[call] = None
+        self._endings.held_bytes += call.size
+        self._endings.joining[call] = None
 
     def joined(self, finished: Sequence[Joined]) -> None:
         """Puts calls that have their features into their models' queues."""
@@ -336,9 +331,9 @@ class Answerer:
             assert call.codec.bound is not None
             bound = call.codec.bound
             if one.failure is not None:
-                self._refuse(call, defect(call, one.failure))
+                self._endings.refuse(call, defect(call, one.failure))
                 continue
-            del self._joining[call]
+            del self._endings.joining[call]
             call.parts, call.shapes = one.parts, one.shapes
             call.rows, call.kind = call.codec.rows(one.shapes, call.outputs)
             call.features = one.freshness.label
@@ -349,7 +344,7 @@ class Answerer:
                 if self._queue(call, bound.model) is not None:
                     chosen[bound.model] = None
             except ServingError as error:
-                self._refuse(call, error)
+                self._endings.refuse(call, error)
         self._engine.run_waiting(*chosen)
 
     # ----------------------------------------------------------- on the way out
@@ -365,7 +360,7 @@ class Answerer:
                 self._lose(model, calls, result)
         # First the answers, then the books: the callers need not wait for them.
         if answered:
-            self._end(answered, _OK, "OK")
+            self._endings.end(answered, _OK, "OK")
 
     def _lose(self, model: Model, calls: Sequence[Call], error: Exception) -> None:
         """Tells the calls of a batch that its run has failed, or was stopped."""
@@ -373,37 +368,14 @@ class Answerer:
             if call.ended:
                 continue
             if call.deadline <= self._clock():
-                self._blame_slow(model, call, calls)
-                self._refuse(
+                self._blame.slow(model, call, calls)
+                self._endings.refuse(
                     call, DeadlineExceeded("the deadline passed while the model ran; its run was stopped")
                 )
             else:
                 failure = defect(call, error)
-                self._blame(model, call, f"a run failed, error {failure.error_id}")
-                self._refuse(call, failure)
-
-    def _blame(self, model: Model, call: Call, reason: str) -> None:
-        """Counts a failure of a version, which after several goes into quarantine."""
-        if call.probe is not None:
-            call.probe.failure(reason)
-        else:
-            model.breaker.tally(1, failed=1, reason=reason)
-
-    def _blame_slow(self, model: Model, call: Call, batch: Sequence[Work]) -> None:
-        """Counts a run that a call waited for in vain, unless nobody could have met its deadline."""
-        seconds = (self._nanoseconds() - call.started_ns) * 1e-9
-        if call.started_ns and seconds > TIMED_OUT * model.latency.expect(sum([work.rows for work in batch])):
-            self._blame(model, call, f"a run had not ended after {seconds:.3f} s")
-
-    def _blame_run_of(self, call: Call) -> None:
-        """Blames the run under way, if there is one, of a call that ends shortly before its deadline.
-
-        It ends then because rules answer it, or its caller, whose clock began earlier, gives it up.
-        """
-        batch = self._engine.batch_of(call)
-        if batch:
-            assert call.choice is not None
-            self._blame_slow(call.choice.model, call, batch)
+                self._blame.failure(model, call, f"a run failed, error {failure.error_id}")
+                self._endings.refuse(call, failure)
 
     def _give(self, model: Model, calls: Sequence[Call], ran: Ran) -> list[Call]:
         """Gives each call of a batch its rows; returns those that have their answer."""
@@ -423,12 +395,12 @@ class Answerer:
                 payload = call.codec.write(call.request_id, outputs, first, call.rows)
             except ServingError as error:
                 failed += 1
-                self._blame(model, call, str(error))
-                self._refuse(call, error)
+                self._blame.failure(model, call, str(error))
+                self._endings.refuse(call, error)
             except Exception as error:  # noqa: BLE001  as above
-                self._refuse(call, defect(call, error))
+                self._endings.refuse(call, defect(call, error))
             else:
-                self._respond(call, payload)
+                self._endings.respond(call, payload)
                 answered.append(call)
         if model.breaker.is_wary:
             model.breaker.tally(len(calls) - failed)
@@ -439,7 +411,7 @@ class Answerer:
 
     def expire(self, work: Work) -> None:
         """Tells a call that its time was over before a run began."""
-        self._refuse(
+        self._endings.refuse(
             cast("Call", work),
             DeadlineExceeded("the deadline passed while the request waited; it was not run"),
         )
@@ -450,127 +422,8 @@ class Answerer:
             return
         left = call.deadline - self._clock()
         if left <= kept(left + (self._nanoseconds() - call.received_ns) * 1e-9):
-            self._blame_run_of(call)
-        self._end([call], *_CANCELLED)
+            self._blame.run_of(call)
+        self._endings.end([call], *_CANCELLED)
         if call.queued_ns:
             # Perhaps it was the last of a run that a thread is about to begin.
             self._engine.stop_unwanted_runs()
-
-    def abandon(self) -> None:
-        """Ends every call under way as UNAVAILABLE: the time that a drain gives is over."""
-        elsewhere = self._hedger.give_up() if self._hedger is not None else []
-        held_up = self._fault.give_up() if self._fault is not None else []
-        for work in (
-            *self._joining,
-            *held_up,
-            *self._engine.give_up(),
-            *elsewhere,
-            *self._fallback.give_up(),
-        ):
-            # One that failed here and waits for a backup stands in two of these.
-            if not work.ended:
-                self._end_with(
-                    cast("Call", work),
-                    Draining("this server shut down before it could answer; send the request to another"),
-                )
-        self._engine.stop_unwanted_runs()
-
-    def _respond(self, call: Call, payload: bytes) -> None:
-        """Gives a call its answer; somebody must `_end` it then."""
-        try:
-            call.sink.respond(call, payload, call.trace.trailing)
-        except Exception:
-            # A transport's trouble with one call is none of its batch-mates'.
-            log.exception("the answer to %r could not be sent", call)
-
-    def _won_elsewhere(self, call: Call, payload: bytes) -> None:
-        """Answers a call with a backup's reply; what it has under way here is dropped."""
-        self._respond(call, payload)
-        self._end([call], _OK, "OK")
-        if call.queued_ns:
-            self._engine.stop_unwanted_runs()
-
-    def _give_rules(self, call: Call, answered: Answered) -> None:
-        """Answers a call with what its version's rules say."""
-        assert call.codec is not None
-        outputs = Encoded(answered.outputs, call.outputs, alone=True)
-        try:
-            payload = call.codec.write_fallback(call.request_id, outputs, call.rows, answered.rule)
-        except Exception as error:  # noqa: BLE001  as above
-            self._end_with(call, defect(call, error))
-            return
-        call.outcome = "fallback"
-        call.rule = answered.rule
-        self._blame_run_of(call)
-        self._respond(call, payload)
-        self._end([call], _OK, "OK")
-        if call.queued_ns:
-            self._engine.stop_unwanted_runs()
-
-    def _refuse(self, call: Call, error: ServingError) -> None:
-        """A call is not answered here; a backup takes it, or it fails."""
-        if isinstance(error, Overloaded) and error.reason:
-            self.books.of(call).sheds[error.reason] += 1
-        if self._hedger is None or not self._hedger.fail_over(call, error):
-            self._fail(call, error)
-
-    def _fail(self, call: Call, error: ServingError) -> None:
-        """Nobody has answered a call: its version's rules do, or it ends with a status."""
-        if not self._fallback.take(call, error):
-            self._end_with(call, error)
-
-    def _end_with(self, call: Call, error: ServingError) -> None:
-        """Ends a call with a status."""
-        number, _ = error.code.value
-        message, trailing = pushback.ending(error, is_attempt=call.trace.previous_attempts > 0)
-        try:
-            call.sink.fail(call, error.code, message, [*call.trace.trailing, *trailing])
-        except Exception:
-            log.exception("the status of %r could not be sent", call)
-        self._end([call], number, error.code.name, error.error_id if isinstance(error, Internal) else None)
-
-    def _end(self, calls: Sequence[Call], code: int, status: str, error_id: str | None = None) -> None:
-        """The one place where calls end: they are counted, logged and let their version go.
-
-        Args:
-            calls: those of one version one after the other.
-            code: the gRPC status of all of them.
-            status: its name.
-            error_id: of the defect that ended them.
-        """
-        some_have_more = self._fault is not None or self._fallback.is_busy
-        for call in calls:
-            call.ended = True
-            if some_have_more or call.line is not None or call.race is not None or call.probe is not None:
-                self._let_go(call, code)
-            if call.queued_ns or call.joining_ns:
-                if not call.queued_ns:
-                    self._joining.pop(call, None)
-                assert call.choice is not None
-                call.choice.model.release()
-                self._held_bytes -= call.size
-        self.books.enter(calls, self._nanoseconds(), code, status, error_id)
-        self.in_flight -= len(calls)
-        if self._idle is not None and not self.in_flight:
-            self._idle.set()
-            self._idle = None
-
-    def _let_go(self, call: Call, code: int) -> None:
-        """Ends what few calls have: attempts elsewhere, rules that wait, a probe, a delay on purpose."""
-        self._fallback.ended(call)
-        if self._hedger is not None:
-            self._hedger.ended(call)
-        if call.probe is not None:
-            if code == _OK and call.outcome == "primary":
-                call.probe.success()
-            else:
-                call.probe.ignore()
-        if self._fault is not None:
-            self._fault.ended(call)
-
-    async def idle(self) -> None:
-        """Returns when no call is under way."""
-        while self.in_flight:
-            if self._idle is None:
-                self._idle = asyncio.Event()
-            await self._idle.wait()

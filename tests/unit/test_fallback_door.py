@@ -52,7 +52,7 @@ async def ask(path: RequestPath, inputs: dict[str, Any], **options: Any) -> Repl
     path.answerer.cancel(holding)
     async with asyncio.timeout(20):
         await path.answerer.idle()
-    assert path.answerer._held_bytes == 0
+    assert path.answerer._endings.held_bytes == 0
     return path.callers.of(call)
 
 

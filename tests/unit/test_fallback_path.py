@@ -142,7 +142,7 @@ async def test_a_call_that_fails_while_rules_are_at_work_on_it_is_told_when_they
     call = path.callers.call(request({"x": [[0.0]] * (3 * version.rules.turn_rows)}))
     path.answerer.answer([call])
     path.answerer._fallback._time_is_nearly_up(call)
-    path.answerer._refuse(call, Internal("the run failed"))
+    path.answerer._endings.refuse(call, Internal("the run failed"))
     async with asyncio.timeout(20):
         await path.answerer.idle()
     assert path.callers.of(call).code is INTERNAL

@@ -146,7 +146,7 @@ async def test_a_drain_that_is_over_ends_all_once(start: Open):
     path.answerer.abandon()
     await idle(path)
     assert [path.callers.of(call).code for call in calls] == [OK] * 2 + [UNAVAILABLE] * 2 * TURNS
-    assert (version.in_flight, path.answerer._held_bytes) == (0, 0)
+    assert (version.in_flight, path.answerer._endings.held_bytes) == (0, 0)
 
 
 async def test_a_reply_that_cannot_be_written_is_its_own_callers_trouble(start: Open):

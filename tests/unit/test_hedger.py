@@ -393,7 +393,7 @@ async def test_only_what_another_region_may_answer_goes_there(kind: type[errors.
     world = World.open()
     call = world.call(here=HANGS)
     world.arrive(call)
-    world.answerer._refuse(call, _error(kind))
+    world.answerer._endings.refuse(call, _error(kind))
     await world.answerer.idle()
     assert world.regions[0].kinds() == ["failover"] * goes
     assert world.callers.of(call).code is (OK if goes else kind.code)
@@ -436,7 +436,7 @@ async def test_overload_fails_over_only_while_the_backup_says_that_it_has_room(
     await asyncio.sleep(age)
     call = world.call(here=HANGS)
     world.arrive(call)
-    world.answerer._refuse(call, errors.Overloaded("too much"))
+    world.answerer._endings.refuse(call, errors.Overloaded("too much"))
     await world.answerer.idle()
     assert world.callers.of(call).code is (OK if goes else grpc.StatusCode.RESOURCE_EXHAUSTED)
     assert world.suppressed() == ({} if goes else {("failover", "no_room"): 1})
