@@ -17,7 +17,7 @@ from pathlib import Path
 from hedgerow_protos.hedgerow_control_pb2 import Hello, ModelVersion, ServingSpec
 from hedgerow_protos.hedging import Budget
 
-from hedgerow_server import ports, slices
+from hedgerow_server import ports
 from hedgerow_server.answer import Answerer
 from hedgerow_server.engine import loading, packing
 from hedgerow_server.engine.catalog import Catalog
@@ -243,14 +243,12 @@ def _fault(settings: Settings) -> FaultInjection | None:
 
 
 def _take_turns() -> None:
-    """Lets the event loop have a processor and the GIL as soon as it has something to do.
+    """Has a thread that the event loop waits for give the GIL up after half a millisecond, not after five.
 
-    A thread that it waits for gives the GIL up after half a millisecond, not after five: loads, packing
-    and the request log run Python beside the loop. Throughput does not notice (as many answers a second
+    Loads, packing and the request log run Python beside the loop. Throughput does not notice (as many answers a second
     at 64 under way, within 2 %).
     """
     sys.setswitchinterval(0.0005)
-    slices.shorten()
 
 
 def _quiet_collector() -> None:

@@ -21,7 +21,6 @@ import grpc
 from hedgerow_protos.hedging import PUSHBACK
 from pygrpc_native import EVENT_CANCEL, NativeGrpcFront
 
-from hedgerow_server import slices
 from hedgerow_server.answer import Answerer
 from hedgerow_server.call import Call
 
@@ -111,13 +110,10 @@ class NativeTransport:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._bell, self._take)
         self._front.start()
-        for thread in slices.threads_named("grpc-native"):
-            slices.shorten(thread)
         self._thread = threading.Thread(target=self._receive, name="native-receive", daemon=True)
         self._thread.start()
 
     def _receive(self) -> None:
-        slices.shorten()
         front, inbox = self._front, self._inbox
         while (events := front.recv_batch_details(BATCH)) is not None:
             stops = self._streak >= STREAK
