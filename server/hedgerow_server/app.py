@@ -245,8 +245,8 @@ def _fault(settings: Settings) -> FaultInjection | None:
 def _take_turns() -> None:
     """Has a thread that the event loop waits for give the GIL up after half a millisecond, not after five.
 
-    Loads, packing and the request log run Python beside the loop. Throughput does not notice (as many answers a second
-    at 64 under way, within 2 %).
+    Loads, packing and the request log run Python beside the loop. Throughput does not notice (as many
+    answers a second at 64 under way, within 2 %).
     """
     sys.setswitchinterval(0.0005)
 
