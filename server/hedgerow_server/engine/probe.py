@@ -47,6 +47,7 @@ async def probe(
     """
     # The command does without these, and starts twice as fast.
     import asyncio  # noqa: PLC0415
+    import tempfile  # noqa: PLC0415
 
     from google.protobuf import json_format  # noqa: PLC0415
 
@@ -61,7 +62,7 @@ async def probe(
         "--warmup-seconds": limits.warmup_seconds,
     }
     # Not a pipe: of a child that dies at once, uvloop would say that its pipe is closed, not how it died.
-    with os.fdopen(os.memfd_create("serving"), "w+b", buffering=0) as question:
+    with tempfile.TemporaryFile(buffering=0) as question:
         question.write(json_format.MessageToJson(serving).encode())
         question.seek(0)
         process = await asyncio.create_subprocess_exec(
