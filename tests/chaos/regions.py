@@ -26,6 +26,7 @@ from typing import Any
 from asker import MODEL, SEED
 from fault_hosts import ProxyProcess
 from hedgerow_bench import counters, mlp, procfs
+from hedging_peers import dependencies
 from server_process import HANG_SECONDS, ServerProcess, start_server
 
 
@@ -90,9 +91,12 @@ class Region:
             return counters.total(page.read().decode(), metric)
 
     def wait_until_whole(self) -> None:
-        """Until no circuit breaker is open here: backups are usable, if there are any."""
+        """Until every backup, if there are any, has answered a probe and its circuit breaker is closed.
+
+        A closed breaker says less: a backup that was never there is believed in until the third probe.
+        """
         deadline = time.monotonic() + HANG_SECONDS
-        while self.count("hedgerow_breaker_state") > 0:
+        while not all(map(_is_usable, dependencies(self.server).items())):
             assert time.monotonic() < deadline, f"{self.name}: {self.server.messages()[-3000:]}"
             time.sleep(0.05)
 
@@ -152,6 +156,14 @@ def two_regions(
         for region in regions:
             region.wait_until_whole()
         yield regions[0], regions[1]
+
+
+def _is_usable(dependency: tuple[str, Mapping[str, Any]]) -> bool:
+    """A backup is known by its address until it has said which region it is."""
+    name, status = dependency
+    return not name.startswith("backup ") or (
+        status["state"] == "closed" and name != f"backup {status['region']}"
+    )
 
 
 def _filled_in(value: Any, addresses: Mapping[str, str]) -> Any:
