@@ -102,7 +102,7 @@ async def _under_load(
 ) -> dict[str, Any]:
     capacity = await latency.capacity(contender, min(2.0, cycle.quiet), cycle.directory, cycle.cores)
     rate = capacity * cycle.share
-    longest = _WARM_SECONDS + 2 * cycle.quiet + _SETTLE_SECONDS + cycle.times * 30.0
+    longest = _WARM_SECONDS + 2 * cycle.quiet + _SETTLE_SECONDS + cycle.times * 45.0
     planned = wire_load.plan(
         contender, cycle.directory, f"loads-{kind}", cycle.cores, rate=rate, seconds=longest
     )

@@ -109,12 +109,29 @@ async def test_cpu_time_is_limited(tmp_path: Path):
 async def test_time_is_limited_even_where_the_child_does_nothing_more(tmp_path: Path):
     """A stopped child is like a kernel that hangs: only killing it helps."""
     zoo.never_returns(tmp_path / "m.onnx")
-    asked = asyncio.create_task(probe(tmp_path, "m.onnx", ServingSpec(), ProbeLimits(wall_seconds=4)))
-    child = await grandchild(tmp_path)
-    os.kill(child, signal.SIGSTOP)
+    asked = asyncio.create_task(probe(tmp_path, "m.onnx", ServingSpec(), ProbeLimits(wall_seconds=6)))
+    first = await grandchild(tmp_path)
+    os.kill(first, signal.SIGSTOP)
+    second = await grandchild(tmp_path, but=first)
+    os.kill(second, signal.SIGSTOP)
     verdict = await asked
-    assert verdict.reason.startswith("the model was not loaded and warm within 4 s, and was stopped")
-    assert not is_running(child)
+    assert verdict.reason.startswith("the model was not loaded and warm within 6 s, and was stopped")
+    assert not is_running(first)
+    assert not is_running(second)
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="the system has no SCHED_IDLE")
+async def test_a_trial_runs_when_nothing_else_does_and_once_more_if_that_was_too_slow(tmp_path: Path):
+    """What was too slow may have been starved; the second child is only nice."""
+    zoo.never_returns(tmp_path / "m.onnx")
+    asked = asyncio.create_task(probe(tmp_path, "m.onnx", ServingSpec(), ProbeLimits(warmup_seconds=1)))
+    first = await grandchild(tmp_path)
+    assert os.sched_getscheduler(first) == os.SCHED_IDLE
+    second = await grandchild(tmp_path, but=first)
+    assert os.sched_getscheduler(second) == os.SCHED_OTHER
+    assert os.getpriority(os.PRIO_PROCESS, second) >= trial.NICE
+    verdict = await asked
+    assert (verdict.ok, verdict.timed_out) == (False, True)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +153,7 @@ async def test_a_child_that_dies_still_gives_a_verdict(tmp_path: Path, number: s
     assert says in verdict.reason
 
 
-async def grandchild(directory: Path) -> int:
+async def grandchild(directory: Path, but: int = 0) -> int:
     """The process that loads the model, once its limits are set; other tests' servers are not it."""
     found: list[int] = []
 
@@ -146,6 +163,7 @@ async def grandchild(directory: Path) -> int:
             for watcher in children_of(os.getpid())
             if os.fsencode(directory) in Path(f"/proc/{watcher}/cmdline").read_bytes()
             for loader in children_of(watcher)
+            if loader != but
         ]
         return bool(found) and resource.prlimit(found[0], resource.RLIMIT_CORE) == (0, 0)
 

@@ -18,6 +18,10 @@ class LoadRefused(Exception):
     """The model cannot be served; the message says why and what to do about it."""
 
 
+class TooSlow(LoadRefused):
+    """The model did not answer in the time that it had."""
+
+
 class OutOfMemory(LoadRefused):
     """The model asked for more memory than there is, or than it may have."""
 

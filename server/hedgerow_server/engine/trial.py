@@ -4,6 +4,11 @@ The watcher forks before anything heavy is imported; the child imports the
 loader, then puts itself under limits, and only then opens the file. Nothing
 but the standard library is imported here at the top, so the watcher costs a
 few milliseconds and stays single-threaded, which is what makes the fork safe.
+
+The first child runs only when nothing else wants its core (SCHED_IDLE): a normal thread that wakes up
+takes the core from it at once, from a nice one only when that has had its time slice, some milliseconds.
+On a core that is never free such a child gets nowhere, so after a sixth of the time a second one at
+nice 10 takes its place; an unprivileged process cannot be raised again.
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ import selectors
 import signal
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,8 +29,11 @@ from hedgerow_server.exits import signal_name
 
 _MIB = 1 << 20
 _READ = 1 << 16
-#: Priority of a trial load: who serves on the same cores goes first. It still gets a tenth of a busy core.
+#: Priority of a trial load that must get on: who serves on the same cores goes first, but it gets a tenth
+#: of a busy core.
 NICE = 10
+#: The part of its time in which a trial load runs only when nothing else does.
+IDLE_PART = 1 / 6
 #: Linux's prctl option: the signal a process gets when its parent dies.
 _PR_SET_PDEATHSIG = 1
 #: What a process says on its standard error that died for want of memory.
@@ -70,6 +78,7 @@ class Verdict:
         load_seconds: From the file to the session.
         warm_seconds: The first runs.
         row_independent: As in `LoadedModel`.
+        timed_out: It is refused for want of time, which says as much of the machine as of the model.
     """
 
     ok: bool
@@ -80,6 +89,7 @@ class Verdict:
     load_seconds: float = 0.0
     warm_seconds: float = 0.0
     row_independent: bool = False
+    timed_out: bool = False
 
     def to_json(self) -> str:
         """One line."""
@@ -105,7 +115,20 @@ def run(directory: Path, path: str, serving: str, limits: ProbeLimits) -> Verdic
     Returns:
         The verdict; of a child that was killed, one that says what killed it.
     """
-    started = time.monotonic()
+    seconds = limits.wall_seconds
+    if hasattr(os, "SCHED_IDLE"):
+        started = time.monotonic()
+        verdict = _attempt(directory, path, serving, limits, seconds * IDLE_PART, idle=True)
+        if not verdict.timed_out:
+            return verdict
+        seconds -= time.monotonic() - started
+    return _attempt(directory, path, serving, limits, seconds, idle=False)
+
+
+def _attempt(
+    directory: Path, path: str, serving: str, limits: ProbeLimits, seconds: float, *, idle: bool
+) -> Verdict:
+    until = time.monotonic() + seconds
     verdict_end, verdict_start = os.pipe()
     error_end, error_start = os.pipe()
     watcher = os.getpid()
@@ -113,12 +136,12 @@ def run(directory: Path, path: str, serving: str, limits: ProbeLimits) -> Verdic
     if child == 0:
         os.close(verdict_end)
         os.close(error_end)
-        _start_child(watcher, error_start)
-        _load_and_exit(directory, path, serving, limits, verdict_start)
+        _start_child(watcher, error_start, idle=idle)
+        _load_and_exit(directory, path, serving, replace(limits, wall_seconds=seconds), verdict_start)
     os.close(verdict_start)
     os.close(error_start)
     try:
-        verdict, errors, in_time = _read_both(verdict_end, error_end, started + limits.wall_seconds)
+        verdict, errors, in_time = _read_both(verdict_end, error_end, until)
     finally:
         # The child leads a process group of its own: whatever it started goes with it.
         for kill in (os.killpg, os.kill):
@@ -131,7 +154,8 @@ def run(directory: Path, path: str, serving: str, limits: ProbeLimits) -> Verdic
     if not in_time:
         return _refused(
             f"the model was not loaded and warm within {limits.wall_seconds:g} s, and was stopped; "
-            "give it a smaller warm-up sample in serving.yaml, or more time"
+            "give it a smaller warm-up sample in serving.yaml, or more time",
+            timed_out=True,
         )
     return _refused(_why_it_ended(status, errors, limits))
 
@@ -187,17 +211,20 @@ def _too_much_memory(limits: ProbeLimits) -> str:
     )
 
 
-def _refused(reason: str) -> Verdict:
-    return Verdict(ok=False, reason=reason)
+def _refused(reason: str, *, timed_out: bool = False) -> Verdict:
+    return Verdict(ok=False, reason=reason, timed_out=timed_out)
 
 
 # The child.
 
 
-def _start_child(watcher: int, errors: int) -> None:
+def _start_child(watcher: int, errors: int, *, idle: bool) -> None:
     """Makes the process one that leaves nothing behind: a group of its own, no input, no orphan."""
     # Not a session: Linux shares cores out between sessions first, whatever the priorities within each.
     os.setpgid(0, 0)
+    if idle:
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((nothing, 0), (errors, 1), (errors, 2)):
         os.dup2(source, target)
@@ -228,6 +255,7 @@ def _load(directory: Path, path: str, serving: str, limits: ProbeLimits, started
     from hedgerow_protos.hedgerow_control_pb2 import ServingSpec  # noqa: PLC0415
 
     from .loading import LoadRefused, OutOfMemory, load  # noqa: PLC0415
+    from .refusal import TooSlow  # noqa: PLC0415
 
     _limit(limits)
     try:
@@ -239,7 +267,7 @@ def _load(directory: Path, path: str, serving: str, limits: ProbeLimits, started
     except (OutOfMemory, MemoryError):
         return _refused(_too_much_memory(limits))
     except LoadRefused as error:
-        return _refused(str(error))
+        return _refused(str(error), timed_out=isinstance(error, TooSlow))
     inputs, outputs = (
         [{"name": spec.name, "datatype": spec.datatype.name, "shape": list(spec.shape)} for spec in specs]
         for specs in (model.signature.inputs, model.signature.outputs)

@@ -15,7 +15,7 @@ import onnxruntime as ort
 from hedgerow_protos.hedgerow_control_pb2 import Warmup
 
 from . import rows
-from .refusal import LoadRefused, OutOfMemory, is_out_of_memory, text_of
+from .refusal import LoadRefused, OutOfMemory, TooSlow, is_out_of_memory, text_of
 from .rows import Outputs
 from .sample import Feeds, describe, samples
 from .signature import Signature
@@ -90,7 +90,8 @@ def warm(session: ort.InferenceSession, signature: Signature, warmup: Warmup, ti
         What was learnt.
 
     Raises:
-        LoadRefused: The sample does not fit the inputs, or the model did not answer it, or not in time.
+        LoadRefused: The sample does not fit the inputs, or the model did not answer it.
+        TooSlow: It did not answer in time.
     """
     started = time.perf_counter()
     with TimeLimit(timeout) as limit:
@@ -119,7 +120,7 @@ def _first_answer(
             return feeds, limit.run(session, feeds)
         except Exception as error:
             if limit.is_over:
-                raise LoadRefused(
+                raise TooSlow(
                     f"the model did not answer its warm-up sample within {limit.text} "
                     f"({describe(feeds)}); give a smaller sample in serving.yaml, or more time"
                 ) from error
