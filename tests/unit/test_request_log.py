@@ -6,7 +6,16 @@ import json
 import threading
 
 import pytest
-from hedgerow_server.telemetry.request_log import BLOCK_LINES, LogLine, RequestLog, Sink, open_log
+from hedgerow_server.telemetry.request_log import (
+    BLOCK_LINES,
+    LONGEST_GATHER,
+    SHORTEST_GATHER,
+    LogLine,
+    RequestLog,
+    Sink,
+    next_gather,
+    open_log,
+)
 
 
 def line(number: int = 0, **more) -> LogLine:
@@ -145,3 +154,17 @@ def test_a_log_that_cannot_be_opened_says_so(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
         open_log(str(tmp_path / "file" / "requests.log"))
+
+
+@pytest.mark.parametrize(
+    ("rate", "at_once"),
+    [(0, 0), (300, 6), (3200, BLOCK_LINES), (10_000, BLOCK_LINES), (60_000, 60_000 * SHORTEST_GATHER)],
+)
+def test_about_a_block_of_lines_is_written_at_once(rate, at_once):
+    """However many lines there were before; bounded where there are few and where there are very many."""
+    for seconds in (SHORTEST_GATHER, LONGEST_GATHER):
+        for _ in range(10):
+            lines = round(rate * seconds)
+            seconds = next_gather(seconds, lines)  # noqa: PLW2901 - the state of the loop under test
+        assert SHORTEST_GATHER <= seconds <= LONGEST_GATHER
+        assert lines == pytest.approx(at_once, rel=0.05, abs=1)
