@@ -111,6 +111,16 @@ def test_the_serving_spec_sets_the_batch_and_mapped_sessions_answer_the_same(tmp
     assert options.intra_op_num_threads == 1
 
 
+def test_small_models_of_fixed_sizes_have_no_arena_of_their_own(tmp_path: Path):
+    """Whose runs may be large keeps one, whether its file or what it is asked for is large."""
+    small = load_file(zoo.mlp(tmp_path / "small.onnx"))
+    varying = load_file(zoo.identity(tmp_path / "varying.onnx", dims=("batch", "n")))
+    large = load_file(zoo.external(tmp_path / "large.onnx", mebibytes=2))
+    assert [
+        loaded.session.get_session_options().enable_cpu_mem_arena for loaded in (small, varying, large)
+    ] == [False, True, True]
+
+
 def test_a_sample_from_the_serving_spec_is_used(tmp_path: Path):
     """Zeros pass, the sample does not: so it was the sample that ran."""
     path = zoo.lookup(tmp_path / "m.onnx", rows=10)

@@ -43,6 +43,11 @@ class ModelFile:
     loops: bool = False
     stamp: tuple[tuple[int, int, int, int], ...] = ()
 
+    @property
+    def bytes(self) -> int:
+        """Size of all the files."""
+        return sum(size for _, _, size, _ in self.stamp)
+
 
 def check(directory: Path, path: str) -> ModelFile:
     """Reads the model's file and checks every other file it would make ONNX Runtime open.
