@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hedgerow_bench import throughput, wire_load
+from hedgerow_bench import procfs, throughput, wire_load
 from hedgerow_bench.contender import Contender
 from hedgerow_bench.cores import Cores
 from hedgerow_bench.load import Outcome
@@ -104,12 +104,20 @@ def keeps_up(records: Records) -> bool:
 async def at_rate(
     contender: Contender, rate: float, seconds: float, directory: Path, cores: Cores
 ) -> dict[str, Any]:
-    """Open loop with Poisson arrivals; a row."""
+    """Open loop with Poisson arrivals; a row.
+
+    With the part of a core that the server used: half of the requests that it can answer may take nearly all
+    of its core, since the fewer come at once, the more each costs.
+    """
     name = f"latency-{contender.name.replace(':', '-')}-{rate:.0f}"
+    before = procfs.cpu_seconds_of_family(contender.pid) if contender.pid else 0.0
     outcome = await wire_load.carry_out(
         wire_load.plan(contender, directory, name, cores, rate=rate, seconds=seconds), cores
     )
     row: dict[str, Any] = {"server": contender.name, "rate": round(rate, 1)} | facts(outcome)
+    if contender.pid:
+        # Outside of the run it does next to nothing.
+        row["server_cpu"] = (procfs.cpu_seconds_of_family(contender.pid) - before) / seconds
     tell(
         f"{contender.name}, {rate:,.0f} a second: p50 {row['latency_ms'].get('p50', 0):.3f} ms, "
         f"p99.9 {row['latency_ms'].get('p99_9', 0):.3f} ms"

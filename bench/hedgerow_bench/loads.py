@@ -108,7 +108,10 @@ async def _under_load(
     )
     took = []
     async with Load(planned, cores=cycle.cores.load) as load:
-        await asyncio.sleep(max(0.0, load.started - time.monotonic()) + _WARM_SECONDS + cycle.quiet)
+        await asyncio.sleep(max(0.0, load.started - time.monotonic()) + _WARM_SECONDS)
+        used, since = procfs.cpu_seconds_of_family(subject.pid), time.monotonic()
+        await asyncio.sleep(cycle.quiet)
+        quiet_cpu = (procfs.cpu_seconds_of_family(subject.pid) - used) / (time.monotonic() - since)
         before = Memory.of(subject.pid)
         began = time.monotonic()
         for number in range(cycle.times):
@@ -137,6 +140,8 @@ async def _under_load(
         "requests": len(records),
         "failed": records.failed,
         "statuses": records.summary()["statuses"],
+        # Of one core, which half of the requests that a server can answer may take nearly whole.
+        "quiet_cpu": quiet_cpu,
         "quiet_ms": at_rest,
         "loading_ms": meanwhile,
         "p99_ratio": meanwhile["p99"] / at_rest["p99"],

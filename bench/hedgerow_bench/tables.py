@@ -103,12 +103,22 @@ def _latency(report: Row) -> list[Table]:
     found.append(
         Table(
             "Open loop, from when a request was due to its answer",
-            ("server", "requests/s", "of capacity", *_POINTS.values(), "p99.9 / p50", "requests", "failed"),
+            (
+                "server",
+                "requests/s",
+                "of capacity",
+                "of its core",
+                *_POINTS.values(),
+                "p99.9 / p50",
+                "requests",
+                "failed",
+            ),
             tuple(
                 (
                     row["server"],
                     number(row["rate"]),
-                    "-" if row.get("load") is None else f"{row['load']:.0%}",
+                    _share(row.get("load")),
+                    _share(row.get("server_cpu")),
                     *_points(row["latency_ms"]),
                     number(_quotient(row["latency_ms"], "p99_9", "p50")),
                     number(row["requests"]),
@@ -306,7 +316,8 @@ def _loads(report: Row) -> list[Table]:
         size = f"{row['weights']}, {row['megabytes']} MB"
         for name, key in (("quiet", "quiet_ms"), ("loading", "loading_ms")):
             ratio = number(row["p99_ratio"]) if key == "loading_ms" else "-"
-            latency.append((f"{size}: {name}", number(row["rate"]), *_points(row[key]), ratio))
+            busy = _share(row.get("quiet_cpu")) if key == "quiet_ms" else "-"
+            latency.append((f"{size}: {name}", number(row["rate"]), busy, *_points(row[key]), ratio))
         memory.append(
             (
                 size,
@@ -325,7 +336,7 @@ def _loads(report: Row) -> list[Table]:
     return [
         Table(
             "A small model while a large one is loaded and dropped",
-            ("weights", "requests/s", *_POINTS.values(), "p99 / quiet"),
+            ("weights", "requests/s", "of its core", *_POINTS.values(), "p99 / quiet"),
             tuple(latency),
         ),
         Table(
@@ -467,6 +478,10 @@ _POINTS = {"p50": "p50 ms", "p90": "p90 ms", "p99": "p99 ms", "p99_9": "p99.9 ms
 
 def _points(latency: Row) -> tuple[str, ...]:
     return tuple(number(latency.get(point)) for point in _POINTS)
+
+
+def _share(part: float | None) -> str:
+    return "-" if part is None else f"{part:.0%}"
 
 
 def _quotient(latency: Row, above: str, below: str) -> float | None:

@@ -7,7 +7,7 @@ few milliseconds and stays single-threaded, which is what makes the fork safe.
 
 The first child runs only when nothing else wants its core (SCHED_IDLE): a normal thread that wakes up
 takes the core from it at once, from a nice one only when that has had its time slice, some milliseconds.
-On a core that is never free such a child gets nowhere, so after a sixth of the time a second one at
+On a core that is never free such a child gets nowhere, so after a twelfth of the time a second one at
 nice 10 takes its place; an unprivileged process cannot be raised again.
 """
 
@@ -33,7 +33,7 @@ _READ = 1 << 16
 #: of a busy core.
 NICE = 10
 #: The part of its time in which a trial load runs only when nothing else does.
-IDLE_PART = 1 / 6
+IDLE_PART = 1 / 12
 #: Linux's prctl option: the signal a process gets when its parent dies.
 _PR_SET_PDEATHSIG = 1
 #: What a process says on its standard error that died for want of memory.
