@@ -19,8 +19,10 @@ from hedgerow.hedging.attempt import Attempt
 from hedgerow.hedging.attempts import Attempts
 from hedgerow.hedging.regions import Regions
 
-OK = grpc.StatusCode.OK
-DEADLINE_EXCEEDED = grpc.StatusCode.DEADLINE_EXCEEDED
+CODES = grpc.StatusCode
+OK = CODES.OK
+DEADLINE_EXCEEDED = CODES.DEADLINE_EXCEEDED
+PUSHBACK, LOAD = "grpc-retry-pushback-ms", "endpoint-load-metrics"
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,27 @@ class Fate:
 HANGS = Fate(math.inf)
 #: What an attempt at a target meets at a time.
 Behaviour = Callable[[float], Fate]
+
+
+def takes(seconds: float, **said: str) -> Behaviour:
+    """Answers after so many seconds, and says this behind it."""
+    return lambda now: Fate(seconds, OK, said)
+
+
+def fails(code: grpc.StatusCode, seconds: float = 0.001, **said: str) -> Behaviour:
+    """Ends with a status; underscores in what it says behind it are hyphens."""
+    return lambda now: Fate(seconds, code, {key.replace("_", "-"): value for key, value in said.items()})
+
+
+def hangs(now: float) -> Fate:
+    """Never ends."""
+    return HANGS
+
+
+def spend(simulation: Simulation) -> None:
+    """Leaves no token."""
+    while simulation.regions.budget.withdraw():
+        pass
 
 
 @dataclass(eq=False)
