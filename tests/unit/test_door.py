@@ -84,10 +84,12 @@ async def test_other_callers_are_told_when_to_come_back(paths: list[RequestPath]
 async def test_who_cannot_be_answered_in_time_is_refused_at_once(paths: list[RequestPath]) -> None:
     """A run takes 50 ms as far as is known, and one is waited for: who has 60 ms is told so now, not then."""
     of = slow()
-    for _ in range(100):
-        of.latency.observe(1, 0.05)
     path = await RequestPath.open(table(of), inline_below=THREADED, runners=1)
     paths.append(path)
+    path.answerer.answer([path.callers.call(ask())])
+    await until_idle(path, of)
+    for _ in range(100):
+        of.latency.observe(1, 0.05)
     first, hurried, patient = (path.callers.call(ask(), remaining=left) for left in (5.0, 0.06, 5.0))
     path.answerer.answer([first, hurried, patient])
     assert path.callers.of(hurried).code is FULL
