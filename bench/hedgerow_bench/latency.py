@@ -115,9 +115,11 @@ async def at_rate(
         wire_load.plan(contender, directory, name, cores, rate=rate, seconds=seconds), cores
     )
     row: dict[str, Any] = {"server": contender.name, "rate": round(rate, 1)} | facts(outcome)
-    if contender.pid:
-        # Outside of the run it does next to nothing.
-        row["server_cpu"] = (procfs.cpu_seconds_of_family(contender.pid) - before) / seconds
+    if contender.pid and len(outcome.records):
+        # Outside of the run it does next to nothing; one that does not keep up is at it for longer.
+        records = outcome.records
+        lasted = float(np.max(records.scheduled + records.latency) - np.min(records.scheduled))
+        row["server_cpu"] = (procfs.cpu_seconds_of_family(contender.pid) - before) / max(seconds, lasted)
     tell(
         f"{contender.name}, {rate:,.0f} a second: p50 {row['latency_ms'].get('p50', 0):.3f} ms, "
         f"p99.9 {row['latency_ms'].get('p99_9', 0):.3f} ms"
