@@ -35,6 +35,8 @@ _SETTINGS = {
     "listen_addresses": "",
     "unix_socket_permissions": "0700",
     "shared_buffers": "32MB",
+    # In files beside the data: in /dev/shm, what a killed server leaves stays until it is started again.
+    "dynamic_shared_memory_type": "mmap",
     "log_checkpoints": "off",
     "log_line_prefix": "",
 }
