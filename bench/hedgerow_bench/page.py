@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hedgerow_bench import charts, tables
+from hedgerow_bench.cells import Table
 
 NAME = "report.html"
 #: In this order, with what each asks.
@@ -118,7 +119,7 @@ def _section(report: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def _table(table: tables.Table) -> str:
+def _table(table: Table) -> str:
     head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in table.headings)
     rows = "".join(
         f'<tr><th scope="row">{escape(row[0])}</th>'

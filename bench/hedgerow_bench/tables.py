@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
-Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Cells as text, one heading for each column; the first column names the row."""
-
-    caption: str
-    headings: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+from hedgerow_bench.cells import POINTS, Row, Table, number, points, quotient, share, taken, with_spread
 
 
 def tables(report: Row) -> list[Table]:
@@ -25,28 +14,6 @@ def tables(report: Row) -> list[Table]:
         KeyError: There is no such measurement, or the report is of another release.
     """
     return _TABLES[report["measurement"]](report)
-
-
-def number(value: float | None) -> str:
-    """Three digits that matter, thousands with commas; `-` for nothing."""
-    if value is None:
-        return "-"
-    if isinstance(value, int) or abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def with_spread(spread: Mapping[str, Any] | None, *, ratio: bool = False) -> str:
-    """Median, and lowest and highest round in brackets."""
-    if spread is None:
-        return "-"
-    write: Callable[[float], str] = (
-        (lambda value: f"{value:.2f}" if value < 10 else f"{value:.1f}") if (ratio) else number
-    )
-    text = write(spread["median"])
-    if len(spread["rounds"]) > 1:
-        text += f" ({write(spread['lowest'])}-{write(spread['highest'])})"
-    return text
 
 
 def _throughput(report: Row) -> list[Table]:
@@ -68,7 +35,7 @@ def _throughput(report: Row) -> list[Table]:
                     f"{row['concurrency']} ({row['connections']} x {row['streams']})",
                     *(with_spread(row["servers"][name]["per_second"]) for name in servers),
                     *(with_spread(row["ratios"].get(name), ratio=True) for name in others),
-                    *(_taken(row["servers"][name]) for name in servers),
+                    *(taken(row["servers"][name]) for name in servers),
                     number(row["failed"]),
                 )
                 for row in rows
@@ -108,7 +75,7 @@ def _latency(report: Row) -> list[Table]:
                 "requests/s",
                 "of capacity",
                 "of its core",
-                *_POINTS.values(),
+                *POINTS.values(),
                 "p99.9 / p50",
                 "requests",
                 "failed",
@@ -117,10 +84,10 @@ def _latency(report: Row) -> list[Table]:
                 (
                     row["server"],
                     number(row["rate"]),
-                    _share(row.get("load")),
-                    _share(row.get("server_cpu")),
-                    *_points(row["latency_ms"]),
-                    number(_quotient(row["latency_ms"], "p99_9", "p50")),
+                    share(row.get("load")),
+                    share(row.get("server_cpu")),
+                    *points(row["latency_ms"]),
+                    number(quotient(row["latency_ms"], "p99_9", "p50")),
                     number(row["requests"]),
                     number(row["failed"]),
                 )
@@ -140,7 +107,7 @@ def _swap(report: Row) -> list[Table]:
                 "served",
                 "move p50 ms",
                 "move p99 ms",
-                *_POINTS.values(),
+                *POINTS.values(),
                 "requests",
                 "failed",
             ),
@@ -150,7 +117,7 @@ def _swap(report: Row) -> list[Table]:
                     number(row["moves_served"]),
                     number(row["alias_to_served_ms"].get("p50")),
                     number(row["alias_to_served_ms"].get("p99")),
-                    *_points(row["latency_ms"]),
+                    *points(row["latency_ms"]),
                     number(row["requests"]),
                     number(row["failed"]),
                 )
@@ -209,7 +176,7 @@ def _features(report: Row) -> list[Table]:
         (
             f"{row['entities']} x {row['features']}",
             number(row["rate"]),
-            *_points(row["latency_ms"]),
+            *points(row["latency_ms"]),
             number(row["target_p99_ms"]),
             f"{row['cpu']:.0%}",
             number(row["requests"]),
@@ -221,13 +188,12 @@ def _features(report: Row) -> list[Table]:
         (
             f"{row['entities']}, {row['sent']} sent",
             number(row["rate"]),
-            *_points(row["latency_ms"]),
+            *points(row["latency_ms"]),
             number(row["requests"]),
             number(row["failed"]),
         )
         for row in by["server"]
     )
-    points = tuple(_POINTS.values())
     return [
         Table(
             "Entities x features read, one request at a time, median of the rounds (lowest-highest)",
@@ -245,12 +211,12 @@ def _features(report: Row) -> list[Table]:
         ),
         Table(
             "Hedgerow's join, open loop, from when a request was due",
-            ("read", "requests/s", *points, "target p99", "core used", "requests", "failed"),
+            ("read", "requests/s", *POINTS.values(), "target p99", "core used", "requests", "failed"),
             join,
         ),
         Table(
             "The whole server over gRPC, open loop, from when a request was due",
-            ("entities", "requests/s", *points, "requests", "failed"),
+            ("entities", "requests/s", *POINTS.values(), "requests", "failed"),
             server,
         ),
     ]
@@ -269,7 +235,7 @@ def _scale(report: Row) -> list[Table]:
                 number(row["concurrency"]),
                 with_spread(row["per_second"]),
                 with_spread(row["to_first"], ratio=True),
-                _taken(row),
+                taken(row),
                 with_spread(row.get("server_to_first"), ratio=True),
                 f"{row['generator_cpu']:.0%}",
                 number(row["failed"]),
@@ -293,7 +259,7 @@ def _scale(report: Row) -> list[Table]:
             (
                 number(row["workers"]),
                 with_spread(next(iter(row["servers"].values()))["per_second"]),
-                ", ".join(f"{share:.0%}" for share in row["shares"]["of_workers"].values())
+                ", ".join(f"{part:.0%}" for part in row["shares"]["of_workers"].values())
                 + (" of CPU time" if row["shares"]["by"] == "cpu" else " of requests"),
                 f"{row['generator_cpu']:.0%}",
                 number(row["failed"]),
@@ -316,8 +282,8 @@ def _loads(report: Row) -> list[Table]:
         size = f"{row['weights']}, {row['megabytes']} MB"
         for name, key in (("quiet", "quiet_ms"), ("loading", "loading_ms")):
             ratio = number(row["p99_ratio"]) if key == "loading_ms" else "-"
-            busy = _share(row.get("quiet_cpu")) if key == "quiet_ms" else "-"
-            latency.append((f"{size}: {name}", number(row["rate"]), busy, *_points(row[key]), ratio))
+            busy = share(row.get("quiet_cpu")) if key == "quiet_ms" else "-"
+            latency.append((f"{size}: {name}", number(row["rate"]), busy, *points(row[key]), ratio))
         memory.append(
             (
                 size,
@@ -336,7 +302,7 @@ def _loads(report: Row) -> list[Table]:
     return [
         Table(
             "A small model while a large one is loaded and dropped",
-            ("weights", "requests/s", "of its core", *_POINTS.values(), "p99 / quiet"),
+            ("weights", "requests/s", "of its core", *POINTS.values(), "p99 / quiet"),
             tuple(latency),
         ),
         Table(
@@ -361,7 +327,7 @@ def _hedge(report: Row) -> list[Table]:
     cells = tuple(
         (
             row["server"],
-            *_points(row["latency_ms"]),
+            *points(row["latency_ms"]),
             with_spread(row["p99_9_ms"]),
             with_spread(row["times_shorter"], ratio=True),
             number(row["at_backup"]),
@@ -378,7 +344,7 @@ def _hedge(report: Row) -> list[Table]:
             f"{first['rate']:,.0f} requests a second in open loop",
             (
                 "server",
-                *_POINTS.values(),
+                *POINTS.values(),
                 "p99.9 of rounds",
                 "times shorter",
                 "at the backup",
@@ -449,8 +415,8 @@ def _peers(report: Row) -> list[Table]:
                 with_spread(row["servers"][theirs]["per_second"]),
                 with_spread(row["servers"][ours]["per_second"]),
                 with_spread(row["ratios"].get(theirs), ratio=True),
-                _taken(row["servers"][theirs]),
-                _taken(row["servers"][ours]),
+                taken(row["servers"][theirs]),
+                taken(row["servers"][ours]),
                 number(row["failed"]),
             )
         )
@@ -465,27 +431,6 @@ def _peers(report: Row) -> list[Table]:
         "failed",
     )
     return [Table("Answers per second, median of the rounds (lowest-highest)", headings, tuple(cells))]
-
-
-def _taken(row: Row) -> str:
-    """Processor time of a server for each answer; reports from before it was measured have none."""
-    taken = row.get("server_us")
-    return number(taken["median"]) if taken and taken["median"] else "-"
-
-
-_POINTS = {"p50": "p50 ms", "p90": "p90 ms", "p99": "p99 ms", "p99_9": "p99.9 ms", "max": "max ms"}
-
-
-def _points(latency: Row) -> tuple[str, ...]:
-    return tuple(number(latency.get(point)) for point in _POINTS)
-
-
-def _share(part: float | None) -> str:
-    return "-" if part is None else f"{part:.0%}"
-
-
-def _quotient(latency: Row, above: str, below: str) -> float | None:
-    return latency[above] / latency[below] if latency.get(below) else None
 
 
 _TABLES: dict[str, Callable[[Row], list[Table]]] = {

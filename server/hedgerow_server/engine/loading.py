@@ -98,9 +98,11 @@ def load(
     mapped = mapped and gears.has_two(file)
     max_batch_size = serving.batching.max_batch_size or default_max_batch_size
     started = time.perf_counter()
-    session = open_session(directory / path, serving, mapped=mapped, arena=file.bytes > SMALL_BYTES)
+    is_small = file.bytes <= SMALL_BYTES
+    session = open_session(directory / path, serving, mapped=mapped, arena=not is_small)
     signature = signatures.read(session, max_batch_size=max_batch_size)
-    if file.bytes <= SMALL_BYTES and not buffers.fits(signature, signature.max_batch_size or 1):
+    if is_small and not buffers.fits(signature, signature.max_batch_size or 1):
+        # Only its signature tells; a small file opens again in a few milliseconds.
         session = open_session(directory / path, serving, mapped=mapped)
     load_seconds = time.perf_counter() - started
     for unranked in file.unranked:
