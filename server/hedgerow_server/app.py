@@ -23,7 +23,7 @@ from hedgerow_server.engine import loading, packing
 from hedgerow_server.engine.catalog import Catalog
 from hedgerow_server.engine.files import ArtifactStore
 from hedgerow_server.engine.loader import Loader, Resolve
-from hedgerow_server.engine.loader_threads import LoaderThreads, be_nice
+from hedgerow_server.engine.loader_threads import LoaderThreads
 from hedgerow_server.engine.probe import ProbeLimits, probe
 from hedgerow_server.engine.runners import Engine
 from hedgerow_server.errors import ServingError
@@ -51,6 +51,7 @@ from hedgerow_server.rpc.http_server import HttpServer
 from hedgerow_server.rpc.infer import InferHandlers
 from hedgerow_server.rpc.operate import OperateHandlers
 from hedgerow_server.rpc.server import WORKER, Handlers, RpcServer
+from hedgerow_server.scheduling import be_nice
 from hedgerow_server.settings import Settings
 from hedgerow_server.telemetry.gather import Gatherer
 from hedgerow_server.telemetry.request_log import open_log

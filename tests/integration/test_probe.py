@@ -183,6 +183,16 @@ async def grandchild(directory: Path, but: int = 0) -> int:
     return found[0]
 
 
+def test_a_server_does_not_fork_for_a_trial(tmp_path: Path):
+    """Its page tables would be copied, and each page would fault once more: nothing is served then."""
+    zoo.mlp(tmp_path / "m.onnx")
+    forks: list[int] = []
+    os.register_at_fork(before=lambda: forks.append(os.getpid()))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(probe(tmp_path, "m.onnx", ServingSpec())).ok
+    assert not forks
+
+
 async def test_cancelling_leaves_nothing_running(tmp_path: Path):
     zoo.never_returns(tmp_path / "m.onnx")
     asked = asyncio.create_task(probe(tmp_path, "m.onnx", ServingSpec(), PATIENT))

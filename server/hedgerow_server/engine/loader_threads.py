@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
@@ -12,13 +9,10 @@ from functools import partial
 from typing import ParamSpec, TypeVar
 
 from hedgerow_server.engine import memory
+from hedgerow_server.scheduling import NICE, be_nice
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-#: A loader thread gets a tenth of a busy core beside the event loop's thread, which it never keeps
-#: waiting. Not less: a thread that is put aside while it holds the GIL stops the loop until its turn.
-NICE = 10
 
 
 class TooManyHang(Exception):
@@ -88,10 +82,3 @@ def _conclude(future: Future[T], work: Callable[[], T]) -> None:
         future.set_exception(error)
     else:
         future.set_result(result)
-
-
-def be_nice(nice: int = NICE) -> None:
-    """Lowers the priority of this thread alone, where that is possible; for good, a user cannot raise it."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
