@@ -12,6 +12,9 @@ _LOOK_EVERY = 0.02
 
 async def ended(process: subprocess.Popen[bytes]) -> int:
     """Waits for a process and returns its exit code, as `Popen.wait`; may be cancelled and called again."""
+    known: int | None = process.returncode
+    if known is not None:
+        return known  # the process's number may be another's by now
     try:
         descriptor = os.pidfd_open(process.pid)
     except (AttributeError, OSError):

@@ -60,6 +60,19 @@ def test_a_wait_may_be_given_up_and_begun_again(loop_factory, pidfd):
         assert runner.run(twice()) == -signal.SIGKILL
 
 
+async def test_the_number_of_a_process_that_has_ended_is_not_asked_for_again():
+    """It may be another's by now, and that one may run for ever."""
+    process, other = start("raise SystemExit(3)"), start("import time; time.sleep(60)")
+    try:
+        await ended(process)
+        process.pid = other.pid
+        async with asyncio.timeout(20):
+            assert await ended(process) == 3
+    finally:
+        other.kill()
+        await ended(other)
+
+
 def open_ones() -> int:
     return len(list(DESCRIPTORS.iterdir()))
 
