@@ -141,6 +141,18 @@ async def test_a_trial_runs_when_nothing_else_does_and_once_more_if_that_was_too
     assert (verdict.ok, verdict.timed_out) == (False, True)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+async def test_a_trial_gets_no_huge_pages(tmp_path: Path):
+    """The kernel clears one in milliseconds in which nothing else has the core, whatever the priorities."""
+    zoo.never_returns(tmp_path / "m.onnx")
+    asked = asyncio.create_task(probe(tmp_path, "m.onnx", ServingSpec(), ProbeLimits(warmup_seconds=1)))
+    status = status_of(await grandchild(tmp_path))
+    await asked
+    if "THP_enabled" not in status:
+        pytest.skip("this kernel does not tell which processes get huge pages (before Linux 5.0)")
+    assert "THP_enabled:\t0" in status
+
+
 @pytest.mark.parametrize(
     ("number", "says"),
     [
@@ -168,6 +180,10 @@ def grandchildren(directory: Path) -> list[int]:
         if os.fsencode(directory) in Path(f"/proc/{watcher}/cmdline").read_bytes()
         for loader in children_of(watcher)
     ]
+
+
+def status_of(process: int) -> str:
+    return Path(f"/proc/{process}/status").read_text()
 
 
 async def grandchild(directory: Path, but: int = 0) -> int:

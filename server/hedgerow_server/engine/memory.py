@@ -11,8 +11,9 @@ from pathlib import Path
 #: Weights lie in blocks of megabytes. glibc takes such a block from the system alone and unmaps it
 #: when it is freed; ONNX Runtime frees while it holds the GIL, so dropping 200 MB stopped the event
 #: loop for 40 ms. With a higher threshold they lie in the heap, are free in 2 ms, and go back to
-#: the system in `give_back`, which needs no GIL. Huge pages make that and the loading quicker.
-TUNABLES = "glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=134217728:glibc.malloc.hugetlb=1"
+#: the system in `give_back`, which needs no GIL. Not in huge pages (hugetlb=1), which make that and the
+#: loading quicker: the kernel clears one for up to 5 ms in which the event loop waits for its core.
+TUNABLES = "glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=134217728"
 
 _MADV_DONTNEED = 4
 _LIBC = ctypes.CDLL(None, use_errno=True)

@@ -34,8 +34,9 @@ _READ = 1 << 16
 NICE = 10
 #: The part of its time in which a trial load runs only when nothing else does.
 IDLE_PART = 1 / 12
-#: Linux's prctl option: the signal a process gets when its parent dies.
+#: Linux's prctl options: the signal a process gets when its parent dies; whether it gets huge pages.
 _PR_SET_PDEATHSIG = 1
+_PR_SET_THP_DISABLE = 41
 #: What a process says on its standard error that died for want of memory.
 _NO_MEMORY = (b"bad_alloc", b"MemoryError", b"can't start new thread")
 _CRASHES: dict[int, str] = {
@@ -231,7 +232,11 @@ def _start_child(watcher: int, errors: int, *, idle: bool) -> None:
     if sys.platform == "linux":
         import ctypes  # noqa: PLC0415  (heavy, and only for the child)
 
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        prctl = ctypes.CDLL(None).prctl
+        # The kernel clears a huge page in one go, for up to 5 ms on a virtual machine whose host has to find
+        # it first, and whoever serves on this core waits, whatever the priorities.
+        prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0)
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != watcher:  # it died before this took effect
             os._exit(1)
 
