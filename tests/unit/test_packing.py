@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -185,14 +185,71 @@ def test_a_load_that_hangs_keeps_no_place_and_too_many_are_refused():
     go_on = threading.Event()
     hung = threads.submit(go_on.wait)
     assert threads.submit(lambda: 3).result(10) == 3
-    _until(lambda: threads._under_way == 1)
     threads.submit(go_on.wait)
     with pytest.raises(TooManyHang, match="2 earlier loads have not returned"):
         threads.submit(lambda: 3)
     go_on.set()
     assert hung.result(10)
-    _until(lambda: not threads._under_way)
     assert threads.submit(lambda: 3).result(10) == 3
+
+
+def test_a_load_that_has_returned_keeps_no_place_while_its_memory_is_given_back():
+    """A server with nine models did not start where the threads of eight got no core for that."""
+    go_on = threading.Event()
+    threads = LoaderThreads(most=1, afterwards=lambda: go_on.wait(10))
+    try:
+        for _ in range(3):
+            assert threads.submit(lambda: 3).result(10) == 3
+        with pytest.raises(ZeroDivisionError):
+            threads.submit(lambda: 1 / 0).result(10)
+        assert threads.submit(lambda: 3).result(10) == 3
+    finally:
+        go_on.set()
+
+
+def test_a_failed_load_holds_nothing_of_itself():
+    gone = threading.Event()
+
+    class Session:
+        def __del__(self) -> None:
+            gone.set()
+
+    def fail() -> None:
+        session = Session()
+        raise ValueError(session is None)
+
+    gc.disable()
+    try:
+        with pytest.raises(ValueError, match="False"):
+            LoaderThreads(afterwards=lambda: None).submit(fail).result(10)
+        assert gone.wait(10)
+    finally:
+        gc.enable()
+
+
+def test_memory_is_given_back_by_one_thread_at_a_time_and_for_all_who_ask(monkeypatch: pytest.MonkeyPatch):
+    begun, go_on = threading.Semaphore(0), threading.Semaphore(0)
+    at_once, most, times = 0, 0, 0
+
+    class Libc:
+        @staticmethod
+        def malloc_trim(_: int) -> None:
+            nonlocal at_once, most, times
+            at_once += 1
+            most, times = max(most, at_once), times + 1
+            begun.release()
+            assert go_on.acquire(timeout=10)
+            at_once -= 1
+
+    monkeypatch.setattr(memory, "_LIBC", Libc)
+    first = threading.Thread(target=memory.give_back)
+    first.start()
+    assert begun.acquire(timeout=10)
+    memory.give_back()
+    memory.give_back()
+    go_on.release(2)
+    first.join(10)
+    assert (most, times) == (1, 2)
 
 
 def test_a_failed_load_says_so_and_one_that_nobody_wants_is_not_begun():
@@ -208,14 +265,6 @@ def test_loader_threads_stand_back_and_nobody_else_does():
     theirs = threads.submit(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())).result(10)
     assert theirs == max(mine, NICE)
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == mine
-
-
-def _until(holds) -> None:
-    """Waits for what another thread does; ten seconds only catch a hang."""
-    until = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < until
-        time.sleep(0.001)
 
 
 def test_what_is_worth_two_gears_counts_external_weights_alone(large: Path, tmp_path: Path):

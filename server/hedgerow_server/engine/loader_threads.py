@@ -27,10 +27,10 @@ class LoaderThreads(Executor):
     loads, and the interpreter would wait for them at its end. So here each has
     its own, which nobody waits for; and their number is bounded.
 
-    Holds: how many are under way.
+    Holds: how many have not returned.
 
     Args:
-        most: loads under way, hung ones included; more are refused.
+        most: loads that have not returned, hung ones included; more are refused.
         nice: priority of the threads, where the system has one for each thread (Linux).
         afterwards: what each thread does at its end.
     """
@@ -63,22 +63,23 @@ class LoaderThreads(Executor):
         return future
 
     def _run(self, futures: list[Future[T]], works: list[Callable[[], T]]) -> None:
+        be_nice(self._nice)
+        self._work(futures.pop(), works.pop())
+        # Loading frees as much as it keeps, and here nothing of it is held any more.
+        self._afterwards()
+
+    def _work(self, future: Future[T], work: Callable[[], T]) -> None:
+        conclude: Callable[[], None] | None = None
         try:
-            be_nice(self._nice)
-            _conclude(futures.pop(), works.pop())
-            # Loading frees as much as it keeps, and here nothing of it is held any more.
-            self._afterwards()
+            if future.set_running_or_notify_cancel():
+                conclude = partial(future.set_result, work())
+        except BaseException as error:  # noqa: BLE001  it goes to whoever waits for the future
+            conclude = partial(future.set_exception, error)
+        # Before anybody hears of it: who does may begin the next load at once.
+        with self._lock:
+            self._under_way -= 1
+        try:
+            if conclude is not None:
+                conclude()
         finally:
-            with self._lock:
-                self._under_way -= 1
-
-
-def _conclude(future: Future[T], work: Callable[[], T]) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    try:
-        result = work()
-    except BaseException as error:  # noqa: BLE001  it goes to whoever waits for the future
-        future.set_exception(error)
-    else:
-        future.set_result(result)
+            del future, work, conclude  # the error's traceback holds this frame

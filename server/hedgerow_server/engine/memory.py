@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,17 +19,26 @@ TUNABLES = "glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=134
 _MADV_DONTNEED = 4
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
+_giving = threading.Lock()
+_asked = threading.Event()
+
 
 def give_back() -> None:
     """Returns the allocator's free pages. Blocks for milliseconds: call it in a thread.
 
     glibc keeps what a dropped session freed; without this, a server that
     swaps often grows by a model a swap. Where the C library has no
-    `malloc_trim` (musl, macOS) there is nothing to do.
+    `malloc_trim` (musl, macOS) there is nothing to do. One thread at a time
+    does it; asked meanwhile by another, it does it once more in its place.
     """
     trim = getattr(_LIBC, "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    _asked.set()
+    while trim is not None and _asked.is_set() and _giving.acquire(blocking=False):
+        try:
+            _asked.clear()
+            trim(0)
+        finally:
+            _giving.release()
 
 
 def unmap_pages(files: Iterable[Path]) -> None:
