@@ -15,7 +15,7 @@ from hedgerow_protos import open_inference_pb2 as oip
 
 from hedgerow_bench import latency, mlp, models, procfs, wire_load
 from hedgerow_bench.contender import Contender, checked, over_grpc
-from hedgerow_bench.cores import Cores
+from hedgerow_bench.cores import Cores, pinned
 from hedgerow_bench.load import Load
 from hedgerow_bench.pair import HEDGEROW, ROW
 from hedgerow_bench.records import Records, percentiles_ms
@@ -92,7 +92,9 @@ async def _one(cycle: Cycle, kind: str) -> dict[str, Any]:
                 ),
                 mlp.answer(ROW, MLP_SEED),
             )
-            return {"weights": kind} | await _under_load(cycle, kind, subject, token, contender)
+            # Who asks for loads takes nothing of the server's core either.
+            with pinned(cycle.cores.load):
+                return {"weights": kind} | await _under_load(cycle, kind, subject, token, contender)
     finally:
         _remove(large)
 

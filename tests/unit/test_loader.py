@@ -47,7 +47,7 @@ def loader(pack: Packings, *, load_seconds: float = HANG_SECONDS, most: int = 8)
     def load(*_: object) -> Any:
         raise AssertionError("nothing is loaded here")
 
-    threads = LoaderThreads(most, nice=0, afterwards=lambda: None)
+    threads = LoaderThreads(most, nice=0)
     return Loader(resolve=resolve, load=load, pack=pack, executor=threads, load_seconds=load_seconds)
 
 

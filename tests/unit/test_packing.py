@@ -143,6 +143,7 @@ for _ in range(3):
     held.append(packing.pack(held[0], spec))
     memory.let_go(held, weights)
     gc.collect()
+    memory.give_back()
     rounds.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize())
 print(json.dumps(rounds))
 """
@@ -181,7 +182,7 @@ def test_the_memory_left_is_the_smaller_of_machine_and_group(tmp_path: Path):
 
 
 def test_a_load_that_hangs_keeps_no_place_and_too_many_are_refused():
-    threads = LoaderThreads(most=2, afterwards=lambda: None)
+    threads = LoaderThreads(most=2)
     go_on = threading.Event()
     hung = threads.submit(go_on.wait)
     assert threads.submit(lambda: 3).result(10) == 3
@@ -193,10 +194,21 @@ def test_a_load_that_hangs_keeps_no_place_and_too_many_are_refused():
     assert threads.submit(lambda: 3).result(10) == 3
 
 
+class Stuck(memory.GivingBack):
+    """Where nobody comes away from asking until it is told to go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = threading.Event()
+
+    def ask(self) -> None:
+        assert self.go_on.wait(10)
+
+
 def test_a_load_that_has_returned_keeps_no_place_while_its_memory_is_given_back():
     """A server with nine models did not start where the threads of eight got no core for that."""
-    go_on = threading.Event()
-    threads = LoaderThreads(most=1, afterwards=lambda: go_on.wait(10))
+    giving_back = Stuck()
+    threads = LoaderThreads(most=1, giving_back=giving_back)
     try:
         for _ in range(3):
             assert threads.submit(lambda: 3).result(10) == 3
@@ -204,7 +216,7 @@ def test_a_load_that_has_returned_keeps_no_place_while_its_memory_is_given_back(
             threads.submit(lambda: 1 / 0).result(10)
         assert threads.submit(lambda: 3).result(10) == 3
     finally:
-        go_on.set()
+        giving_back.go_on.set()
 
 
 def test_a_failed_load_holds_nothing_of_itself():
@@ -221,39 +233,72 @@ def test_a_failed_load_holds_nothing_of_itself():
     gc.disable()
     try:
         with pytest.raises(ValueError, match="False"):
-            LoaderThreads(afterwards=lambda: None).submit(fail).result(10)
+            LoaderThreads().submit(fail).result(10)
         assert gone.wait(10)
     finally:
         gc.enable()
 
 
-def test_memory_is_given_back_by_one_thread_at_a_time_and_for_all_who_ask(monkeypatch: pytest.MonkeyPatch):
-    begun, go_on = threading.Semaphore(0), threading.Semaphore(0)
-    at_once, most, times = 0, 0, 0
+class Giver:
+    """Stands in for `malloc_trim`: says when it is called, and returns when it is told to."""
 
-    class Libc:
-        @staticmethod
-        def malloc_trim(_: int) -> None:
-            nonlocal at_once, most, times
-            at_once += 1
-            most, times = max(most, at_once), times + 1
-            begun.release()
-            assert go_on.acquire(timeout=10)
-            at_once -= 1
+    def __init__(self) -> None:
+        self.begun = threading.Semaphore(0)
+        self.go_on = threading.Semaphore(0)
 
-    monkeypatch.setattr(memory, "_LIBC", Libc)
-    first = threading.Thread(target=memory.give_back)
-    first.start()
-    assert begun.acquire(timeout=10)
-    memory.give_back()
-    memory.give_back()
-    go_on.release(2)
-    first.join(10)
-    assert (most, times) == (1, 2)
+    def __call__(self) -> None:
+        self.begun.release()
+        assert self.go_on.acquire(timeout=10)
+
+
+def test_memory_is_given_back_once_for_all_who_ask_meanwhile():
+    give = Giver()
+    giving_back = memory.GivingBack(give, after=0.05)
+    for _ in range(20):
+        giving_back.ask()
+    give.go_on.release()
+    assert give.begun.acquire(timeout=10)
+    assert not give.begun.acquire(timeout=0.3)
+    giving_back.ask()
+    assert give.begun.acquire(timeout=10)
+    give.go_on.release()
+
+
+def test_memory_is_given_back_when_no_load_is_at_work_and_a_load_waits_for_its_end():
+    give = Giver()
+    giving_back = memory.GivingBack(give, after=0.0)
+    with giving_back.at_work(), giving_back.at_work():
+        giving_back.ask()
+        assert not give.begun.acquire(timeout=0.1)
+    assert give.begun.acquire(timeout=10)
+    loaded = LoaderThreads(giving_back=giving_back).submit(lambda: 3)
+    with pytest.raises(TimeoutError):
+        loaded.result(0.1)
+    give.go_on.release(2)
+    assert loaded.result(10) == 3
+
+
+def test_a_load_that_hangs_holds_back_memory_for_a_while_only():
+    give = Giver()
+    giving_back = memory.GivingBack(give, after=0.0, patience=0.05)
+    give.go_on.release()
+    with giving_back.at_work():
+        giving_back.ask()
+        assert give.begun.acquire(timeout=10)
+
+
+def test_a_drop_has_its_memory_given_back(monkeypatch: pytest.MonkeyPatch):
+    give = Giver()
+    give.go_on.release()
+    monkeypatch.setattr(memory, "GIVING_BACK", memory.GivingBack(give, after=0.0))
+    sessions: list[object] = [object()]
+    memory.let_go(sessions, ())
+    assert not sessions
+    assert give.begun.acquire(timeout=10)
 
 
 def test_a_failed_load_says_so_and_one_that_nobody_wants_is_not_begun():
-    threads = LoaderThreads(afterwards=lambda: None)
+    threads = LoaderThreads()
     with pytest.raises(ZeroDivisionError):
         threads.submit(lambda: 1 / 0).result(10)
 
@@ -261,7 +306,7 @@ def test_a_failed_load_says_so_and_one_that_nobody_wants_is_not_begun():
 @linux
 def test_loader_threads_stand_back_and_nobody_else_does():
     mine = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-    threads = LoaderThreads(afterwards=lambda: None)
+    threads = LoaderThreads()
     theirs = threads.submit(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())).result(10)
     assert theirs == max(mine, NICE)
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == mine

@@ -32,15 +32,15 @@ class LoaderThreads(Executor):
     Args:
         most: loads that have not returned, hung ones included; more are refused.
         nice: priority of the threads, where the system has one for each thread (Linux).
-        afterwards: what each thread does at its end.
+        giving_back: is told of each load, which frees as much as it keeps.
     """
 
     def __init__(
-        self, most: int = 8, nice: int = NICE, afterwards: Callable[[], None] = memory.give_back
+        self, most: int = 8, nice: int = NICE, giving_back: memory.GivingBack = memory.GIVING_BACK
     ) -> None:
         self._most = most
         self._nice = nice
-        self._afterwards = afterwards
+        self._giving_back = giving_back
         self._lock = threading.Lock()
         self._under_way = 0
 
@@ -65,14 +65,15 @@ class LoaderThreads(Executor):
     def _run(self, futures: list[Future[T]], works: list[Callable[[], T]]) -> None:
         be_nice(self._nice)
         self._work(futures.pop(), works.pop())
-        # Loading frees as much as it keeps, and here nothing of it is held any more.
-        self._afterwards()
+        # Here nothing of it is held any more.
+        self._giving_back.ask()
 
     def _work(self, future: Future[T], work: Callable[[], T]) -> None:
         conclude: Callable[[], None] | None = None
         try:
-            if future.set_running_or_notify_cancel():
-                conclude = partial(future.set_result, work())
+            with self._giving_back.at_work():
+                if future.set_running_or_notify_cancel():
+                    conclude = partial(future.set_result, work())
         except BaseException as error:  # noqa: BLE001  it goes to whoever waits for the future
             conclude = partial(future.set_exception, error)
         # Before anybody hears of it: who does may begin the next load at once.

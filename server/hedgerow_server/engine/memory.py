@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+
+from hedgerow_server.scheduling import be_nice
 
 #: For the environment of a process that loads models (GLIBC_TUNABLES, read once, at its start).
 #:
@@ -14,13 +18,15 @@ from pathlib import Path
 #: loop for 40 ms. With a higher threshold they lie in the heap, are free in 2 ms, and go back to
 #: the system in `give_back`, which needs no GIL. Not in huge pages (hugetlb=1), which make that and the
 #: loading quicker: the kernel clears one for up to 5 ms in which the event loop waits for its core.
-TUNABLES = "glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=134217728"
+#:
+#: Eight arenas for each core, glibc's measure, are fewer than the threads of a worker with one: then the
+#: transport shares one with a load, and waits while that is emptied.
+TUNABLES = (
+    "glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=134217728:glibc.malloc.arena_max=64"
+)
 
 _MADV_DONTNEED = 4
 _LIBC = ctypes.CDLL(None, use_errno=True)
-
-_giving = threading.Lock()
-_asked = threading.Event()
 
 
 def give_back() -> None:
@@ -28,17 +34,70 @@ def give_back() -> None:
 
     glibc keeps what a dropped session freed; without this, a server that
     swaps often grows by a model a swap. Where the C library has no
-    `malloc_trim` (musl, macOS) there is nothing to do. One thread at a time
-    does it; asked meanwhile by another, it does it once more in its place.
+    `malloc_trim` (musl, macOS) there is nothing to do.
     """
     trim = getattr(_LIBC, "malloc_trim", None)
-    _asked.set()
-    while trim is not None and _asked.is_set() and _giving.acquire(blocking=False):
+    if trim is not None:
+        trim(0)
+
+
+class GivingBack:
+    """Gives free pages back a while after loads and drops have freed them, when none is at work.
+
+    `malloc_trim` locks an arena while it empties it: 10 ms for 200 MB, and several times that at low
+    priority on a busy core. Who takes or frees memory there meanwhile waits for it. The event loop does
+    when it lets go of what a load has handed to it; so it has time for that first. The Python code of the
+    next load does, and with the GIL, so that everything waits; so the two take turns.
+
+    Holds: how many loads and drops are at work, and whether a thread is about to give back.
+
+    Args:
+        give: gives back; blocks.
+        after: seconds from when it is asked for.
+        patience: seconds to wait for loads at work. One that hangs is not waited for longer.
+    """
+
+    def __init__(
+        self, give: Callable[[], None] = give_back, *, after: float = 1.0, patience: float = 10.0
+    ) -> None:
+        self._give = give
+        self._after = after
+        self._patience = patience
+        self._turn = threading.Condition()
+        self._at_work = 0
+        self._asked = False
+
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        """While a load or a drop takes and frees memory. Waits for giving back to end: use in a thread."""
+        with self._turn:
+            self._at_work += 1
         try:
-            _asked.clear()
-            trim(0)
+            yield
         finally:
-            _giving.release()
+            with self._turn:
+                self._at_work -= 1
+                self._turn.notify_all()
+
+    def ask(self) -> None:
+        """Has it done soon, once for all who ask meanwhile. Waits for one that goes on, like `at_work`."""
+        with self._turn:
+            if self._asked:
+                return
+            self._asked = True
+        threading.Thread(target=self._run, daemon=True, name="give-back").start()
+
+    def _run(self) -> None:
+        be_nice()
+        time.sleep(self._after)
+        with self._turn:
+            self._turn.wait_for(lambda: not self._at_work, self._patience)
+            self._asked = False
+            self._give()
+
+
+#: The process has one allocator.
+GIVING_BACK = GivingBack()
 
 
 def unmap_pages(files: Iterable[Path]) -> None:
@@ -63,15 +122,16 @@ def unmap_pages(files: Iterable[Path]) -> None:
 
 
 def let_go(sessions: list[object], weights: Iterable[Path]) -> None:
-    """Drops sessions and gives back what they had. Blocks: call it in a thread.
+    """Drops sessions, and has what they had given back soon. Blocks: call it in a thread.
 
     Args:
         sessions: emptied; the only reference to what is to be destroyed.
         weights: files that they map.
     """
     unmap_pages(weights)
-    sessions.clear()
-    give_back()
+    with GIVING_BACK.at_work():
+        sessions.clear()
+    GIVING_BACK.ask()
 
 
 def available() -> int | None:
