@@ -58,7 +58,7 @@ class GivingBack:
     """
 
     def __init__(
-        self, give: Callable[[], None] = give_back, *, after: float = 1.0, patience: float = 10.0
+        self, give: Callable[[], None] = give_back, *, after: float = 1.0, patience: float = 3.0
     ) -> None:
         self._give = give
         self._after = after
