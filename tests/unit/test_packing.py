@@ -253,9 +253,10 @@ class Giver:
 
 def test_memory_is_given_back_once_for_all_who_ask_meanwhile():
     give = Giver()
-    giving_back = memory.GivingBack(give, after=0.05)
-    for _ in range(20):
-        giving_back.ask()
+    giving_back = memory.GivingBack(give, after=0.0, patience=10.0)
+    with giving_back.at_work():
+        for _ in range(20):
+            giving_back.ask()
     give.go_on.release()
     assert give.begun.acquire(timeout=10)
     assert not give.begun.acquire(timeout=0.3)
@@ -266,7 +267,7 @@ def test_memory_is_given_back_once_for_all_who_ask_meanwhile():
 
 def test_memory_is_given_back_when_no_load_is_at_work_and_a_load_waits_for_its_end():
     give = Giver()
-    giving_back = memory.GivingBack(give, after=0.0)
+    giving_back = memory.GivingBack(give, after=0.0, patience=10.0)
     with giving_back.at_work(), giving_back.at_work():
         giving_back.ask()
         assert not give.begun.acquire(timeout=0.1)

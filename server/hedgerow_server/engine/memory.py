@@ -82,10 +82,9 @@ class GivingBack:
     def ask(self) -> None:
         """Has it done soon, once for all who ask meanwhile. Waits for one that goes on, like `at_work`."""
         with self._turn:
-            if self._asked:
-                return
-            self._asked = True
-        threading.Thread(target=self._run, daemon=True, name="give-back").start()
+            if not self._asked:
+                threading.Thread(target=self._run, daemon=True, name="give-back").start()
+                self._asked = True
 
     def _run(self) -> None:
         be_nice()
