@@ -298,10 +298,22 @@ def test_a_drop_has_its_memory_given_back(monkeypatch: pytest.MonkeyPatch):
     assert give.begun.acquire(timeout=10)
 
 
-def test_a_failed_load_says_so_and_one_that_nobody_wants_is_not_begun():
+def test_a_failed_load_says_so():
     threads = LoaderThreads()
     with pytest.raises(ZeroDivisionError):
         threads.submit(lambda: 1 / 0).result(10)
+
+
+def test_a_load_that_nobody_wants_any_more_is_not_begun():
+    give = Giver()
+    giving_back = memory.GivingBack(give, after=0.0)
+    giving_back.ask()
+    assert give.begun.acquire(timeout=10)
+    began = threading.Event()
+    waiting = LoaderThreads(giving_back=giving_back).submit(began.set)
+    assert waiting.cancel()
+    give.go_on.release(2)
+    assert not began.wait(0.2)
 
 
 @linux

@@ -20,7 +20,7 @@ from hedgerow_server.scheduling import be_nice
 #: loading quicker: the kernel clears one for up to 5 ms in which the event loop waits for its core.
 #:
 #: Eight arenas for each core, glibc's measure, are fewer than the threads of a worker with one: then the
-#: transport shares one with a load, and waits while that is emptied.
+#: transport shares one with a load, and waits while that is emptied. 64 are more than a worker has threads.
 TUNABLES = (
     "glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=134217728:glibc.malloc.arena_max=64"
 )
