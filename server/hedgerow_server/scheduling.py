@@ -15,7 +15,6 @@ import os
 import platform
 import struct
 import sys
-import threading
 
 #: 3 % of a busy core beside a thread of nice 0. That is also the part of the time in which it has the core
 #: while others want it: who serves has run ahead of its share then, and waits for milliseconds. It shows in
@@ -31,25 +30,17 @@ _ATTRIBUTES = struct.Struct("=IIQiIQQQII")
 
 
 def be_nice(nice: int = NICE) -> None:
-    """Makes this thread give way to others, where that is possible; for good, a user cannot raise it."""
-    if sys.platform == "linux":
-        make_nice(threading.get_native_id(), nice)
+    """Makes this thread give way to others, for good: a user cannot raise it again.
 
-
-def make_nice(thread: int, nice: int = NICE) -> None:
-    """Makes a thread, or a process of one thread, give way to others. Linux only; elsewhere nothing happens.
-
-    Args:
-        thread: its id, as the system counts; what it starts later inherits both.
-        nice: its priority.
+    What it starts inherits that. Linux only; elsewhere nothing happens.
     """
     if sys.platform != "linux":
         return
-    with contextlib.suppress(OSError):  # it has ended
-        os.setpriority(os.PRIO_PROCESS, thread, nice)
-        if _SCHED_SETATTR is not None:
-            # A seccomp filter may refuse it, and an older kernel ignores it: then the nice value is all.
-            ctypes.CDLL(None).syscall(_SCHED_SETATTR, thread, _attributes(nice), 0)
+    with contextlib.suppress(OSError):  # it is nicer than that
+        os.setpriority(os.PRIO_PROCESS, 0, nice)
+    if _SCHED_SETATTR is not None:
+        # A seccomp filter may refuse it, and an older kernel ignores it: then the nice value is all.
+        ctypes.CDLL(None).syscall(_SCHED_SETATTR, 0, _attributes(nice), 0)
 
 
 def _attributes(nice: int) -> bytes:

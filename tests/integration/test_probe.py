@@ -36,7 +36,12 @@ def run_command(path: Path, *flags: str) -> tuple[int, Verdict]:
 
 
 def children_of(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """Of each of its threads."""
+    return [
+        int(child)
+        for children in Path(f"/proc/{pid}/task").glob("*/children")
+        for child in children.read_text().split()
+    ]
 
 
 def is_running(pid: int) -> bool:
@@ -126,13 +131,26 @@ async def test_time_is_limited_even_where_the_child_does_nothing_more(tmp_path: 
     assert not any(map(is_running, stopped))
 
 
+async def by_command(directory: Path, limits: ProbeLimits) -> Verdict:
+    flags = (f"--wall-seconds={limits.wall_seconds}", f"--warmup-seconds={limits.warmup_seconds}")
+    _, verdict = await asyncio.to_thread(run_command, directory / "m.onnx", *flags)
+    return verdict
+
+
+async def by_server(directory: Path, limits: ProbeLimits) -> Verdict:
+    return await probe(directory, "m.onnx", ServingSpec(), limits)
+
+
 @pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="the system has no SCHED_IDLE")
-async def test_a_trial_runs_when_nothing_else_does_and_once_more_if_that_was_too_slow(tmp_path: Path):
+@pytest.mark.parametrize(("ask", "watcher_policy"), [(by_server, "SCHED_IDLE"), (by_command, "SCHED_OTHER")])
+async def test_a_trial_runs_when_nothing_else_does_and_once_more_if_that_was_too_slow(
+    tmp_path: Path, ask, watcher_policy: str
+):
     """What was too slow may have been starved; the second child is only nice."""
     zoo.never_returns(tmp_path / "m.onnx")
-    limits = ProbeLimits(wall_seconds=600, warmup_seconds=1)
-    asked = asyncio.create_task(probe(tmp_path, "m.onnx", ServingSpec(), limits))
+    asked = asyncio.create_task(ask(tmp_path, ProbeLimits(wall_seconds=600, warmup_seconds=1)))
     first = await grandchild(tmp_path)
+    assert os.sched_getscheduler(watcher_of(first)) == getattr(os, watcher_policy)
     assert os.sched_getscheduler(first) == os.SCHED_IDLE
     second = await grandchild(tmp_path, but=first)
     assert os.sched_getscheduler(second) == os.SCHED_OTHER
@@ -182,6 +200,10 @@ def grandchildren(directory: Path) -> list[int]:
     ]
 
 
+def watcher_of(loader: int) -> int:
+    return next(watcher for watcher in children_of(os.getpid()) if loader in children_of(watcher))
+
+
 def status_of(process: int) -> str:
     return Path(f"/proc/{process}/status").read_text()
 
@@ -224,8 +246,7 @@ async def test_the_child_does_not_outlive_a_killed_watcher(tmp_path: Path):
     zoo.never_returns(tmp_path / "m.onnx")
     asked = asyncio.create_task(probe(tmp_path, "m.onnx", ServingSpec(), PATIENT))
     child = await grandchild(tmp_path)
-    watcher = next(watcher for watcher in children_of(os.getpid()) if child in children_of(watcher))
-    os.kill(watcher, signal.SIGKILL)
+    os.kill(watcher_of(child), signal.SIGKILL)
     verdict = await asked
     assert verdict.reason == "the trial load was killed by SIGKILL: no message"
     await until(lambda: not is_running(child), seconds=10)

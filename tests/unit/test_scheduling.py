@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 import struct
 import sys
@@ -49,9 +48,3 @@ def test_a_thread_gives_way_alone():
     assert attributes() == before
     if before[1]:  # the system tells slices, so it grants them
         assert time_slice == 100_000_000 > before[1]
-
-
-def test_a_process_that_has_ended_is_no_error():
-    ended = os.posix_spawn(sys.executable, [sys.executable, "-c", ""], os.environ)
-    os.waitpid(ended, 0)
-    scheduling.make_nice(ended)

@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING
 
 from hedgerow_server.exits import ending
 
-from .trial import NICE, ProbeLimits, Verdict, run
+from .trial import IDLE_PART, NICE, ProbeLimits, Verdict, run
 
 if TYPE_CHECKING:
     from hedgerow_protos.hedgerow_control_pb2 import ServingSpec
@@ -34,37 +34,49 @@ _GRACE_SECONDS = 30.0
 async def probe(
     directory: Path, path: str, serving: ServingSpec, limits: ProbeLimits | None = None
 ) -> Verdict:
-    """Runs this module as a child process.
+    """Runs this module as a child process, watcher and all only when nothing else wants the core.
+
+    If that is too slow, another one at nice 10 takes its place: what `trial` does by itself, for its reasons.
 
     Args:
         directory: Where the model's files are.
         path: The model in it, relative.
         serving: From serving.yaml; may be empty.
-        limits: What the trial may use.
+        limits: What the trial may use; of the time, the first one gets a twelfth.
 
     Returns:
         The verdict. Cancelling ends the child processes first.
     """
+    limits = limits or ProbeLimits()
+    if hasattr(os, "SCHED_IDLE"):
+        verdict = await _attempt(directory, path, serving, limits, part=IDLE_PART, idle=True)
+        if not verdict.timed_out:
+            return verdict
+    return await _attempt(directory, path, serving, limits, part=1.0, idle=False)
+
+
+async def _attempt(
+    directory: Path, path: str, serving: ServingSpec, limits: ProbeLimits, *, part: float, idle: bool
+) -> Verdict:
     # The command does without these, and starts twice as fast.
     import asyncio  # noqa: PLC0415
-    import subprocess  # noqa: PLC0415
     import tempfile  # noqa: PLC0415
 
     from google.protobuf import json_format  # noqa: PLC0415
 
-    from hedgerow_server import scheduling  # noqa: PLC0415
-    from hedgerow_server.processes import ended  # noqa: PLC0415
+    from hedgerow_server import processes  # noqa: PLC0415
 
-    limits = limits or ProbeLimits()
     flags = {
         "--directory": directory,
         "--path": path,
         "--serving": "-",
         "--memory-bytes": limits.memory_bytes,
         "--cpu-seconds": limits.cpu_seconds,
-        "--wall-seconds": limits.wall_seconds,
+        "--wall-seconds": limits.wall_seconds * part,
         "--warmup-seconds": limits.warmup_seconds,
     }
+    options = [f"{flag}={value}" for flag, value in flags.items()]
+    command = [sys.executable, "-m", __spec__.name, "--once", *options]
     with contextlib.ExitStack() as stack:
         # Not pipes: nobody needs to read them meanwhile.
         question, answer, complaint = (
@@ -72,35 +84,23 @@ async def probe(
         )
         question.write(json_format.MessageToJson(serving).encode())
         question.seek(0)
-        # Not the loop's: uvloop forks, which copies the page tables of all that is mapped here and makes
-        # each page fault once more, 20 ms in which nothing is served; this is vfork.
-        process = subprocess.Popen(  # noqa: ASYNC220, S603  ours, and it does not wait
-            [sys.executable, "-m", __spec__.name, *(f"{flag}={value}" for flag, value in flags.items())],
-            stdin=question,
-            stdout=answer,
-            stderr=complaint,
-        )
-        # It says so itself as well, but by then it has started Python on somebody's core.
-        scheduling.make_nice(process.pid, NICE)
+        streams = (question.fileno(), answer.fileno(), complaint.fileno())
         try:
-            async with asyncio.timeout(limits.wall_seconds + _GRACE_SECONDS):
-                await ended(process)
+            async with asyncio.timeout((limits.wall_seconds + _GRACE_SECONDS) * part):
+                # On SIGTERM it takes its child along.
+                code = await processes.run(command, streams, nice=NICE, idle=idle)
         except TimeoutError:
             return Verdict(
-                ok=False, reason="the trial load did not end in time; the machine may be overloaded"
+                ok=False,
+                reason="the trial load did not end in time; the machine may be overloaded",
+                timed_out=True,
             )
-        finally:
-            if process.returncode is None:
-                # Not kill: on SIGTERM it takes its child along.
-                process.terminate()
-                await ended(process)
         output, errors = (_all_of(file) for file in (answer, complaint))
     try:
         return Verdict.from_json(output)
     except (ValueError, TypeError):
         last = errors.decode(errors="replace").strip().rpartition("\n")[2]
-        how = ending(process.returncode)
-        return Verdict(ok=False, reason=f"the trial load {how}: {last or 'no message'}")
+        return Verdict(ok=False, reason=f"the trial load {ending(code)}: {last or 'no message'}")
 
 
 def _all_of(file: IO[bytes]) -> bytes:
@@ -118,6 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--directory", type=Path, required=True, help="folder of the model's files")
     parser.add_argument("--path", required=True, help="the .onnx file in it")
     parser.add_argument("--serving", help="a ServingSpec as JSON; - reads it from standard input")
+    parser.add_argument("--once", action="store_true", help="only at the priority that it was started with")
     parser.add_argument("--memory-bytes", type=int, default=defaults.memory_bytes)
     parser.add_argument("--cpu-seconds", type=int, default=defaults.cpu_seconds)
     parser.add_argument("--wall-seconds", type=float, default=defaults.wall_seconds)
@@ -135,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.setpriority(os.PRIO_PROCESS, 0, max(NICE, os.getpriority(os.PRIO_PROCESS, 0)))
     # As an exception, so that the child is ended on the way out.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    verdict = run(asked.directory, asked.path, serving, limits)
+    verdict = run(asked.directory, asked.path, serving, limits, once=asked.once)
     print(verdict.to_json(), flush=True)
     return 0 if verdict.ok else 1
 

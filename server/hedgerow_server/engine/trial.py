@@ -5,10 +5,10 @@ loader, then puts itself under limits, and only then opens the file. Nothing
 but the standard library is imported here at the top, so the watcher costs a
 few milliseconds and stays single-threaded, which is what makes the fork safe.
 
-The first child runs only when nothing else wants its core (SCHED_IDLE): a normal thread that wakes up
-takes the core from it at once, from a nice one only when that has had its time slice, some milliseconds.
-On a core that is never free such a child gets nowhere, so after a twelfth of the time a second one at
-nice 10 takes its place; an unprivileged process cannot be raised again.
+Unless told otherwise it tries twice. The first child runs only when nothing else wants its core
+(SCHED_IDLE): a normal thread that wakes up takes the core from it at once, from a nice one only when that
+has had its time slice, some milliseconds. On a core that is never free such a child gets nowhere, so after
+a twelfth of the time a second one at nice 10 takes its place; an unprivileged process cannot be raised again.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Verdict:
         return cls(**json.loads(line))
 
 
-def run(directory: Path, path: str, serving: str, limits: ProbeLimits) -> Verdict:
+def run(directory: Path, path: str, serving: str, limits: ProbeLimits, *, once: bool = False) -> Verdict:
     """Loads a model in a child process and waits for it.
 
     Blocks, and forks: only for a process with a single thread.
@@ -112,12 +112,13 @@ def run(directory: Path, path: str, serving: str, limits: ProbeLimits) -> Verdic
         path: The model in it.
         serving: The ServingSpec as JSON; may be empty.
         limits: For the child.
+        once: Try at the priority that this process has, and no other.
 
     Returns:
         The verdict; of a child that was killed, one that says what killed it.
     """
     seconds = limits.wall_seconds
-    if hasattr(os, "SCHED_IDLE"):
+    if hasattr(os, "SCHED_IDLE") and not once:
         started = time.monotonic()
         verdict = _attempt(directory, path, serving, limits, seconds * IDLE_PART, idle=True)
         if not verdict.timed_out:
