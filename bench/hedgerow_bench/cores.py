@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +63,26 @@ def pinned(cores: Sequence[int] | None) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+@contextlib.contextmanager
+def moved(cores: Sequence[int] | None) -> Iterator[None]:
+    """This process keeps to these cores, with all its threads; None or no cores: it stays as it is.
+
+    gRPC has threads from its first call on, which would go on where they are under `pinned`.
+    """
+    if not cores:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    _move_threads(cores)
+    try:
+        yield
+    finally:
+        _move_threads(before)
+
+
+def _move_threads(cores: Iterable[int]) -> None:
+    for thread in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.sched_setaffinity(int(thread.name), cores)

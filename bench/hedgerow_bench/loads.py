@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,12 +17,12 @@ from hedgerow_protos import open_inference_pb2 as oip
 
 from hedgerow_bench import latency, mlp, models, procfs, wire_load
 from hedgerow_bench.contender import Contender, checked, over_grpc
-from hedgerow_bench.cores import Cores, pinned
+from hedgerow_bench.cores import Cores, moved
 from hedgerow_bench.load import Load
 from hedgerow_bench.pair import HEDGEROW, ROW
 from hedgerow_bench.records import Records, percentiles_ms
 from hedgerow_bench.reports import Rows, tell
-from hedgerow_bench.subject import MLP_SEED, Subject, own_server
+from hedgerow_bench.subject import MLP_SEED, own_server
 
 _SMALL, _LARGE = "mlp", "large"
 #: A load may take this long: the server tries the model in a process of its own first.
@@ -70,15 +72,19 @@ async def _one(cycle: Cycle, kind: str) -> dict[str, Any]:
     mlp.write(large, MLP_SEED)
     token = secrets.token_hex(16)
     try:
-        async with own_server(
-            cycle.directory,
-            transport=cycle.transport,
-            workers=1,
-            models={_SMALL: small, _LARGE: large},
-            cores=cycle.cores.server,
-            settings={"HEDGEROW_SERVER__OPERATOR_TOKEN": token},
-        ) as subject:
-            await _repository(subject, token, "RepositoryModelUnload")
+        async with (
+            own_server(
+                cycle.directory,
+                transport=cycle.transport,
+                workers=1,
+                models={_SMALL: small, _LARGE: large},
+                cores=cycle.cores.server,
+                settings={"HEDGEROW_SERVER__OPERATOR_TOKEN": token},
+            ) as subject,
+            # One for all loads: opening others would keep the load generator's core busy.
+            grpc.aio.insecure_channel(subject.target) as channel,
+        ):
+            await _repository(channel, token, "RepositoryModelUnload")
             await asyncio.to_thread(models.write_large, large, cycle.megabytes, external=kind == "external")
             tell(f"{kind}: a model of {cycle.megabytes} MB is written")
             contender = await checked(
@@ -93,14 +99,16 @@ async def _one(cycle: Cycle, kind: str) -> dict[str, Any]:
                 mlp.answer(ROW, MLP_SEED),
             )
             # Who asks for loads takes nothing of the server's core either.
-            with pinned(cycle.cores.load):
-                return {"weights": kind} | await _under_load(cycle, kind, subject, token, contender)
+            with moved(cycle.cores.load):
+                return {"weights": kind} | await _under_load(
+                    cycle, kind, subject.pid, partial(_repository, channel, token), contender
+                )
     finally:
         _remove(large)
 
 
 async def _under_load(
-    cycle: Cycle, kind: str, subject: Subject, token: str, contender: Contender
+    cycle: Cycle, kind: str, pid: int, ask: Callable[[str], Awaitable[None]], contender: Contender
 ) -> dict[str, Any]:
     capacity = await latency.capacity(contender, min(2.0, cycle.quiet), cycle.directory, cycle.cores)
     rate = capacity * cycle.share
@@ -111,20 +119,20 @@ async def _under_load(
     took = []
     async with Load(planned, cores=cycle.cores.load) as load:
         await asyncio.sleep(max(0.0, load.started - time.monotonic()) + _WARM_SECONDS)
-        used, since = procfs.cpu_seconds_of_family(subject.pid), time.monotonic()
+        used, since = procfs.cpu_seconds_of_family(pid), time.monotonic()
         await asyncio.sleep(cycle.quiet)
-        quiet_cpu = (procfs.cpu_seconds_of_family(subject.pid) - used) / (time.monotonic() - since)
-        before = Memory.of(subject.pid)
+        quiet_cpu = (procfs.cpu_seconds_of_family(pid) - used) / (time.monotonic() - since)
+        before = Memory.of(pid)
         began = time.monotonic()
         for number in range(cycle.times):
             start = time.monotonic()
-            await _repository(subject, token, "RepositoryModelLoad")
+            await ask("RepositoryModelLoad")
             took.append(time.monotonic() - start)
-            await _repository(subject, token, "RepositoryModelUnload")
+            await ask("RepositoryModelUnload")
             tell(f"{kind}: loaded and dropped {number + 1}/{cycle.times}, {took[-1] * 1000:,.0f} ms")
         ended = time.monotonic()
         await asyncio.sleep(_SETTLE_SECONDS)
-        after = Memory.of(subject.pid)
+        after = Memory.of(pid)
         await asyncio.sleep(cycle.quiet)
         outcome = await load.finish(early=True)
     records = outcome.records
@@ -189,17 +197,16 @@ def _remove(large: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-async def _repository(subject: Subject, token: str, method: str) -> None:
+async def _repository(channel: grpc.aio.Channel, token: str, method: str) -> None:
     """Loads or unloads the large model."""
     request = (
         oip.RepositoryModelLoadRequest(model_name=_LARGE)
         if method.endswith("Load")
         else oip.RepositoryModelUnloadRequest(model_name=_LARGE)
     )
-    async with grpc.aio.insecure_channel(subject.target) as channel:
-        call: Any = channel.unary_unary(f"{_SERVICE}/{method}")
-        await call(
-            request.SerializeToString(),
-            timeout=_LOAD_SECONDS,
-            metadata=(("authorization", f"Bearer {token}"),),
-        )
+    call: Any = channel.unary_unary(f"{_SERVICE}/{method}")
+    await call(
+        request.SerializeToString(),
+        timeout=_LOAD_SECONDS,
+        metadata=(("authorization", f"Bearer {token}"),),
+    )
