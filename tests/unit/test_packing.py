@@ -149,20 +149,66 @@ print(json.dumps(rounds))
 """
 
 
+def like_a_worker(script: str, *arguments: Path) -> list[int]:
+    """What it prints in a process like a worker; in this one whatever another test left comes and goes."""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        env=os.environ | {"GLIBC_TUNABLES": memory.TUNABLES},
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    return json.loads(done.stdout)
+
+
 @linux
 def test_a_dropped_model_leaves_nothing(tmp_path: Path):
-    """In a process like a worker: in this one whatever else a test left comes and goes."""
-    path = zoo.external(tmp_path / "m.onnx", mebibytes=64)
-    rounds = json.loads(
-        subprocess.run(
-            [sys.executable, "-c", ROUNDS, path],
-            env=os.environ | {"GLIBC_TUNABLES": memory.TUNABLES},
-            check=True,
-            capture_output=True,
-            timeout=120,
-        ).stdout
-    )
+    rounds = like_a_worker(ROUNDS, zoo.external(tmp_path / "m.onnx", mebibytes=64))
     assert rounds[-1] - rounds[0] < 16 << 20
+
+
+#: Prints the resident bytes before 45 MB are taken in another thread, with them, and after giving back.
+IN_A_THREAD = """
+import json, resource, threading
+from pathlib import Path
+import numpy as np
+from hedgerow_server.engine import memory
+
+class Owner:
+    def take(self):
+        memory.anchor(self)
+        self.blocks = [np.ones(15_000_000, np.uint8) for _ in range(3)]
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+owner, seen = Owner(), [resident()]
+thread = threading.Thread(target=owner.take)
+thread.start()
+thread.join()
+seen.append(resident())
+del thread, owner
+memory.give_back()
+print(json.dumps([*seen, resident()]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(memory._LIBC, "malloc_trim"), reason="glibc only")
+def test_what_was_taken_last_in_a_thread_is_given_back_too():
+    """It is free at the end of that thread's arena, which malloc_trim leaves as it is."""
+    before, held, after = like_a_worker(IN_A_THREAD)
+    assert held - before > 40 << 20
+    assert after - before < 8 << 20
+
+
+def test_sessions_and_the_threads_that_load_them_have_anchors(monkeypatch: pytest.MonkeyPatch, large: Path):
+    owners: list[object] = []
+    monkeypatch.setattr(memory, "anchor", owners.append)
+    model = mapped(large)
+    packed = pack(model, SPEC)
+    assert owners == [model.session, packed.session]
+    thread = LoaderThreads().submit(threading.current_thread).result(10)
+    assert owners[2:] == [thread]
 
 
 def test_the_memory_left_is_the_smaller_of_machine_and_group(tmp_path: Path):

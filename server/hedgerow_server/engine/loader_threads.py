@@ -64,6 +64,7 @@ class LoaderThreads(Executor):
 
     def _run(self, futures: list[Future[T]], works: list[Callable[[], T]]) -> None:
         be_nice(self._nice)
+        memory.anchor(threading.current_thread())
         self._work(futures.pop(), works.pop())
         # Here nothing of it is held any more.
         self._giving_back.ask()

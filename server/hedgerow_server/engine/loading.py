@@ -18,7 +18,7 @@ from hedgerow_protos.hedgerow_control_pb2 import ServingSpec
 
 from hedgerow_server.resilience.rules import Rules
 
-from . import batching, buffers, gears, model_file, priorities, warmup
+from . import batching, buffers, gears, memory, model_file, priorities, warmup
 from . import signature as signatures
 from .gears import Gear, Source
 from .refusal import LoadRefused, OutOfMemory, is_out_of_memory, text_of
@@ -188,12 +188,14 @@ def _options(serving: ServingSpec, *, mapped: bool, arena: bool) -> ort.SessionO
 
 def _open(file: Path, options: ort.SessionOptions) -> ort.InferenceSession:
     try:
-        return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         # ONNX Runtime raises a dozen types that have only Exception in common.
         if is_out_of_memory(error):
             raise OutOfMemory(f"the model ran out of memory while it was loaded: {text_of(error)}") from error
         raise LoadRefused(_explain(str(error), text_of(error))) from error
+    memory.anchor(session)
+    return session
 
 
 def _explain(message: str, text: str) -> str:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import threading
 import time
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -21,12 +24,40 @@ from hedgerow_server.scheduling import be_nice
 #:
 #: Eight arenas for each core, glibc's measure, are fewer than the threads of a worker with one: then the
 #: transport shares one with a load, and waits while that is emptied. 64 are more than a worker has threads.
+_TRIM_THRESHOLD = 128 << 20
 TUNABLES = (
-    "glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=134217728:glibc.malloc.arena_max=64"
+    f"glibc.malloc.mmap_threshold={32 << 20}:glibc.malloc.trim_threshold={_TRIM_THRESHOLD}"
+    ":glibc.malloc.arena_max=64"
 )
 
 _MADV_DONTNEED = 4
 _LIBC = ctypes.CDLL(None, use_errno=True)
+#: glibc's mallopt(3) has a name for it.
+_M_TRIM_THRESHOLD = -1
+#: When a block of more than 64 KiB is freed, glibc looks at what is free at the end of its arena.
+_ANCHOR_BYTES = 72 << 10
+#: Anchors whose owners are gone.
+_loose: deque[int] = deque()
+
+
+def anchor(owner: object) -> None:
+    """Has `give_back` reach the end of this thread's arena once `owner` is gone.
+
+    Each thread has an arena of the allocator. `malloc_trim` gives back what is free between blocks in all
+    of them, but what is free behind the last block only in the first thread's. In the others glibc does
+    that when a large block is freed, and with `TUNABLES` not even then, for it takes milliseconds and who
+    frees may hold the GIL: up to 64 MB of a dropped model stayed. So who owns much memory has a block
+    beside it, of which a page is in use, and `give_back` frees that.
+
+    Args:
+        owner: dies when this thread's memory is freed; weak references to it are possible.
+    """
+    if os.environ.get("GLIBC_TUNABLES") == TUNABLES and hasattr(_LIBC, "malloc_trim"):
+        _LIBC.malloc.restype = ctypes.c_void_p
+        block = _LIBC.malloc(ctypes.c_size_t(_ANCHOR_BYTES))
+        if block is not None:
+            # Memory of this process need not be freed when it ends.
+            weakref.finalize(owner, _loose.append, block).atexit = False
 
 
 def give_back() -> None:
@@ -37,8 +68,14 @@ def give_back() -> None:
     `malloc_trim` (musl, macOS) there is nothing to do.
     """
     trim = getattr(_LIBC, "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    if trim is None:
+        return
+    if _loose:
+        _LIBC.mallopt(_M_TRIM_THRESHOLD, 1 << 20)
+        while _loose:
+            _LIBC.free(ctypes.c_void_p(_loose.popleft()))
+        _LIBC.mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD)
+    trim(0)
 
 
 class GivingBack:
