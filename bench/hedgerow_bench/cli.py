@@ -12,7 +12,7 @@ from typing import Annotated
 
 import cyclopts
 import numpy as np
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
 from hedgerow_bench import (
     cores,
@@ -167,6 +167,10 @@ def loads_command(
     times: Annotated[int, Parameter(help="How often the large model is loaded and dropped.")] = 20,
     megabytes: Annotated[int, Parameter(help="Of its weights.")] = 200,
     load: Annotated[Percent, Parameter(help="Of capacity, that the small model serves meanwhile.")] = 0.5,
+    rate: Annotated[
+        float | None,
+        Parameter(validator=validators.Number(gt=0), help="Requests a second, in place of --load."),
+    ] = None,
     quiet: Annotated[float, Parameter(help="Seconds without loading, before and after.")] = 8.0,
     transport: Transport = "auto",
     smoke: Smoke = False,
@@ -178,7 +182,8 @@ def loads_command(
         times, megabytes, quiet = 1, 8, 0.5
 
     async def run(report: Report) -> Rows:
-        cycle = loads.Cycle(times, megabytes, quiet, load, out, _loop(report, 1, quiet, out).cores, transport)
+        cores = _loop(report, 1, quiet, out).cores
+        cycle = loads.Cycle(times, megabytes, quiet, load, out, cores, transport, rate)
         return await loads.measure(cycle)
 
     return _report("loads", run, out, as_json=as_json)

@@ -46,6 +46,7 @@ class Cycle:
         directory: For files.
         cores: Of server and load.
         transport: Of the server.
+        rate: Requests a second, in place of that share.
     """
 
     times: int
@@ -55,6 +56,7 @@ class Cycle:
     directory: Path
     cores: Cores
     transport: str
+    rate: float | None = None
 
 
 async def measure(cycle: Cycle, kinds: tuple[str, ...] = ("external", "embedded")) -> Rows:
@@ -111,7 +113,7 @@ async def _under_load(
     cycle: Cycle, kind: str, pid: int, ask: Callable[[str], Awaitable[None]], contender: Contender
 ) -> dict[str, Any]:
     capacity = await latency.capacity(contender, min(2.0, cycle.quiet), cycle.directory, cycle.cores)
-    rate = capacity * cycle.share
+    rate = capacity * cycle.share if cycle.rate is None else cycle.rate
     longest = _WARM_SECONDS + 2 * cycle.quiet + _SETTLE_SECONDS + cycle.times * 45.0
     planned = wire_load.plan(
         contender, cycle.directory, f"loads-{kind}", cycle.cores, rate=rate, seconds=longest
@@ -145,7 +147,7 @@ async def _under_load(
         "megabytes": cycle.megabytes,
         "cycles": cycle.times,
         "rate": round(rate, 1),
-        "load": cycle.share,
+        "load": rate / capacity,
         "capacity": round(capacity, 1),
         "requests": len(records),
         "failed": records.failed,
