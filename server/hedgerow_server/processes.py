@@ -78,8 +78,7 @@ class _Child:
             self._process = process
             if self._unwanted:
                 os.kill(process, signal.SIGTERM)
-        if hasattr(os, "waitid"):  # macOS has it from Python 3.13 on
-            os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
+        os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
         with self._lock:
             self._process = None
             _, status = os.waitpid(process, 0)
