@@ -3,8 +3,7 @@
 fork copies the page tables of all that a server has mapped. vfork, which `subprocess` uses, does not, but it
 holds the GIL until the new process runs, and that one then keeps the core at the priority of whoever started
 it, until the scheduler's next tick: 2 to 5 ms without an answer. Here a thread of low priority calls
-posix_spawn, through ctypes, which lets the GIL go, and the process has its low priority from its first
-instruction on.
+posix_spawn, through ctypes, which lets the GIL go, and the process is nice from its first instruction on.
 """
 
 from __future__ import annotations
@@ -54,7 +53,10 @@ async def run(command: Sequence[str], streams: Streams, *, nice: int, idle: bool
         return await asyncio.shield(done)
     finally:
         child.terminate()
-        await asyncio.wait((done,))
+        # Its descriptors are the caller's: whoever cancels once more waits as well.
+        while not done.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait((done,))
 
 
 class _Child:
@@ -70,18 +72,22 @@ class _Child:
         be_nice(nice)
         process = _spawn(command, streams)
         if idle and hasattr(os, "SCHED_IDLE"):
-            # Only now: posix_spawn(3) refuses the policy, and a thread that had it would be put aside
-            # while it holds the GIL.
+            # Only now, when it may have begun: posix_spawn(3) refuses the policy, and a thread that had it
+            # would be put aside while it holds the GIL.
             with contextlib.suppress(OSError):  # a sandbox may know no policies
                 os.sched_setscheduler(process, os.SCHED_IDLE, os.sched_param(0))
         with self._lock:
             self._process = process
             if self._unwanted:
                 os.kill(process, signal.SIGTERM)
-        os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
-        with self._lock:
-            self._process = None
-            _, status = os.waitpid(process, 0)
+        try:
+            os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
+        except ChildProcessError:
+            return 0  # where SIGCHLD is ignored nobody is told; `subprocess` says so, too
+        finally:
+            with self._lock:
+                self._process = None
+        _, status = os.waitpid(process, 0)
         return os.waitstatus_to_exitcode(status)
 
     def terminate(self) -> None:
@@ -101,8 +107,8 @@ def _spawn(command: Sequence[str], streams: Streams) -> int:
         for target, source in enumerate(streams):
             _LIBC.posix_spawn_file_actions_adddup2(actions, source, target)
         if hasattr(_LIBC, "posix_spawn_file_actions_addclosefrom_np"):
-            # The rest, such as the link to the supervisor. Where it does not exist (before glibc 2.34, musl)
-            # that stays open in the process, which makes no use of it.
+            # The rest that is not closed by itself. Where this does not exist (before glibc 2.34, musl) that
+            # stays open in the process, which makes no use of it.
             _LIBC.posix_spawn_file_actions_addclosefrom_np(actions, len(streams))
         error = _LIBC.posix_spawn(
             ctypes.byref(process),

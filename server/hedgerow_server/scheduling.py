@@ -9,7 +9,6 @@ longest; it gets no less of the core for it.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import platform
@@ -30,14 +29,14 @@ _ATTRIBUTES = struct.Struct("=IIQiIQQQII")
 
 
 def be_nice(nice: int = NICE) -> None:
-    """Makes this thread give way to others, for good: a user cannot raise it again.
+    """Makes this thread give way to others, for good: without privileges it cannot be raised again.
 
     What it starts inherits that. Linux only; elsewhere nothing happens.
     """
     if sys.platform != "linux":
         return
-    with contextlib.suppress(OSError):  # it is nicer than that
-        os.setpriority(os.PRIO_PROCESS, 0, nice)
+    nice = max(nice, os.getpriority(os.PRIO_PROCESS, 0))
+    os.setpriority(os.PRIO_PROCESS, 0, nice)
     if _SCHED_SETATTR is not None:
         # A seccomp filter may refuse it, and an older kernel ignores it: then the nice value is all.
         ctypes.CDLL(None).syscall(_SCHED_SETATTR, 0, _attributes(nice), 0)

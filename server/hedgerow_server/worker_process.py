@@ -22,8 +22,8 @@ _log = logging.getLogger(__name__)
 #: A worker that closed its link but has not ended by then is killed.
 EXIT_SECONDS = 5.0
 
-#: Trial loads fork, and execute another program at once. gRPC's handlers for programs that go on after a fork
-#: stop its DNS resolver in the middle of a look-up, which ends the process (seen with gRPC 1.85).
+#: gRPC's handlers for programs that fork and go on stop its DNS resolver in the middle of a look-up whenever
+#: anything forks, if only to run another program; that ends the process (seen with gRPC 1.85).
 _NO_FORK_HANDLERS = {"GRPC_ENABLE_FORK_SUPPORT": "false"}
 
 

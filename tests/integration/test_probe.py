@@ -16,6 +16,8 @@ import pytest
 import uvloop
 import zoo
 from hedgerow_protos.hedgerow_control_pb2 import ServingSpec
+from hedgerow_server import processes
+from hedgerow_server.engine import probe as probing
 from hedgerow_server.engine import trial
 from hedgerow_server.engine.probe import ProbeLimits, Verdict, probe
 
@@ -157,6 +159,40 @@ async def test_a_trial_runs_when_nothing_else_does_and_once_more_if_that_was_too
     assert os.getpriority(os.PRIO_PROCESS, second) >= trial.NICE
     verdict = await asked
     assert (verdict.ok, verdict.timed_out) == (False, True)
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="the system has no SCHED_IDLE")
+async def test_a_watcher_runs_when_nothing_else_does_even_if_it_was_too_quick_to_be_told(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(os, "sched_setscheduler", lambda *_: None)
+    zoo.never_returns(tmp_path / "m.onnx")
+    asked = asyncio.create_task(by_server(tmp_path, ProbeLimits(wall_seconds=600, warmup_seconds=1)))
+    loader = await grandchild(tmp_path)
+    assert os.sched_getscheduler(loader) == os.sched_getscheduler(watcher_of(loader)) == os.SCHED_IDLE
+    asked.cancel()
+    await asyncio.wait((asked,))
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="the system has no SCHED_IDLE")
+async def test_a_watcher_that_never_gets_the_core_is_replaced_by_one_that_does(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(probing, "_GRACE_SECONDS", 0.5)
+    really = processes.run
+    given_up: list[bool] = []
+
+    async def run(command, streams, *, nice: int, idle: bool) -> int:
+        if not idle:
+            return await really(command, streams, nice=nice, idle=idle)
+        try:
+            await asyncio.sleep(600)
+        finally:
+            given_up.append(True)
+        raise AssertionError
+
+    monkeypatch.setattr(processes, "run", run)
+    zoo.mlp(tmp_path / "m.onnx")
+    assert (await probe(tmp_path, "m.onnx", ServingSpec(), ProbeLimits(wall_seconds=20))).ok
+    assert given_up == [True]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")

@@ -47,7 +47,7 @@ def anchor(owner: object) -> None:
     of them, but what is free behind the last block only in the first thread's. In the others glibc does
     that when a large block is freed, and with `TUNABLES` not even then, for it takes milliseconds and who
     frees may hold the GIL: up to 64 MB of a dropped model stayed. So who owns much memory has a block
-    beside it, of which a page is in use, and `give_back` frees that.
+    beside it, of 72 KiB, and `give_back` frees that.
 
     Args:
         owner: dies when this thread's memory is freed; weak references to it are possible.

@@ -102,7 +102,9 @@ class Verdict:
         return cls(**json.loads(line))
 
 
-def run(directory: Path, path: str, serving: str, limits: ProbeLimits, *, once: bool = False) -> Verdict:
+def run(
+    directory: Path, path: str, serving: str, limits: ProbeLimits, *, once: float | None = None
+) -> Verdict:
     """Loads a model in a child process and waits for it.
 
     Blocks, and forks: only for a process with a single thread.
@@ -112,13 +114,13 @@ def run(directory: Path, path: str, serving: str, limits: ProbeLimits, *, once: 
         path: The model in it.
         serving: The ServingSpec as JSON; may be empty.
         limits: For the child.
-        once: Try at the priority that this process has, and no other.
+        once: Seconds of the limit for one try at the priority that this process has; None: tries twice.
 
     Returns:
         The verdict; of a child that was killed, one that says what killed it.
     """
-    seconds = limits.wall_seconds
-    if hasattr(os, "SCHED_IDLE") and not once:
+    seconds = limits.wall_seconds if once is None else once
+    if hasattr(os, "SCHED_IDLE") and once is None:
         started = time.monotonic()
         verdict = _attempt(directory, path, serving, limits, seconds * IDLE_PART, idle=True)
         if not verdict.timed_out:
