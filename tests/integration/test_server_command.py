@@ -47,7 +47,9 @@ async def command(tmp_path):
     for process in running:
         if process.returncode is None:
             process.kill()
-            await process.wait()
+        # To the ends of its pipes: what is open when the loop is closed fails whichever test comes next.
+        async with asyncio.timeout(30):
+            await process.communicate()
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,9 @@ async def start():
     for server in servers:
         if server.process.returncode is None:
             server.process.kill()
-            await server.process.wait()
+        # To the ends of its pipes: what is open when the loop is closed fails whichever test comes next.
+        async with asyncio.timeout(HANG_SECONDS):
+            await server.process.communicate()
 
 
 def is_alive(pid: int) -> bool:
