@@ -43,7 +43,7 @@ class Queueing(RuleBasedStateMachine):
     def begin(self, max_rows: int, seconds: int, levels: int, data: st.DataObject) -> None:
         self.max_rows = max_rows
         self.levels = levels
-        preferred = data.draw(st.sets(st.integers(1, max_rows), max_size=2)) if seconds else set()
+        preferred = data.draw(st.one_of(st.just(set()), st.sets(st.integers(1, max_rows), max_size=2)))
         self.company = Wait(seconds, tuple(sorted(preferred)))
         self.queue: BatchQueue[Request] = BatchQueue(max_rows, self.company, prioritized=levels > 0)
         self.waiting: list[Request] = []
@@ -52,7 +52,7 @@ class Queueing(RuleBasedStateMachine):
 
     @rule(
         rows=st.integers(1, 10),
-        kind=st.sampled_from(["a", "b", "c", None]),
+        kind=st.sampled_from(["a", "a", "a", "b", "c", None]),
         patience=st.one_of(st.just(NEVER), st.integers(1, 5)),
         level=st.integers(1, 3),
     )
@@ -91,8 +91,13 @@ class Queueing(RuleBasedStateMachine):
             due = min(due, *(r.deadline - 2 * expected for r in alive))
         return max(self.now, due)
 
-    @rule(base=st.sampled_from([0.0, 0.0, 0.5]), slope=st.sampled_from([0.0, 0.25, 1.0]))
-    def take(self, base: float = 0.0, slope: float = 0.0) -> None:
+    @precondition(lambda self: self.waiting)
+    @rule(
+        base=st.sampled_from([0.0, 0.0, 0.5]),
+        slope=st.sampled_from([0.0, 0.25, 1.0]),
+        looks_first=st.booleans(),
+    )
+    def take(self, base: float = 0.0, slope: float = 0.0, *, looks_first: bool = False) -> None:
         def expect(rows: int) -> float:
             return base + slope * rows
 
@@ -104,11 +109,16 @@ class Queueing(RuleBasedStateMachine):
             # Lines of none but ended requests are cleared away at any time.
             cleared = len({r.kind for r in before if r.ended} - {r.kind for r in before if not r.ended})
             assert due == self._due(expected) or (cleared and due == self.now)
-        batch, expired = self.queue.take(self.now, expected, expect, expect)
+        whole = self.queue.take_whole(self.now + expected) if looks_first else None
+        if whole is None:
+            batch, expired = self.queue.take(self.now, expected, expect, expect)
+        else:
+            assert whole, "nothing is no batch"
+            batch, expired = whole, []
         rows = sum(r.rows for r in batch)
         if batch:
             assert expect(rows) <= expected, "judged by no fewer rows than ran"
-        lost = [r for r in alive if self.now + expect(r.rows) > r.deadline]
+        lost = [r for r in alive if r.deadline < self.now + min(expected, expect(r.rows))]
         self._give(batch, expired, lost)
         if due > self.now and len(before) > 1:
             assert not batch, "still waits for company"
@@ -213,7 +223,40 @@ class Queueing(RuleBasedStateMachine):
 
 
 TestQueueing = Queueing.TestCase
-TestQueueing.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestQueueing.settings = settings(max_examples=400, stateful_step_count=40, deadline=None)
+
+
+def test_what_is_plain_to_see_is_taken_as_it_stands() -> None:
+    queue: BatchQueue[Request] = BatchQueue(4)
+    assert queue.take_whole(1.0) is None, "nothing is no batch"
+    requests = [Request(deadline=2.0), Request(rows=3, deadline=3.0)]
+    for request in requests:
+        queue.add(request)
+    assert queue.take_whole(2.0) is None, "one has too little time"
+    assert queue.take_whole(1.0) == requests
+    assert (len(queue), queue.next_rows(), queue.runs_ahead()) == (0, 0, 0)
+    assert queue.take_whole(1.0) is None
+
+
+@pytest.mark.parametrize(
+    ("queue", "requests"),
+    [
+        (BatchQueue(4), [Request(rows=2), Request(rows=3)]),
+        (BatchQueue(4), [Request(kind="k"), Request(kind="other")]),
+        (BatchQueue(4), [Request(), Request(ended=True)]),
+        (BatchQueue(4, Wait(1.0)), [Request(), Request()]),
+        (BatchQueue(4, Wait(preferred=(2,))), [Request(), Request(), Request()]),
+        (BatchQueue(4, prioritized=True), [Request(priority=1), Request(priority=2)]),
+    ],
+    ids=["too many", "kinds", "ended", "waits", "preferred", "prioritized"],
+)
+def test_what_is_not_plain_to_see_is_left_to_take(
+    queue: BatchQueue[Request], requests: list[Request]
+) -> None:
+    for request in requests:
+        queue.add(request)
+    assert queue.take_whole(0.0) is None
+    assert len(queue) == len(requests)
 
 
 def test_lines_take_turns_so_a_rare_shape_is_not_starved() -> None:

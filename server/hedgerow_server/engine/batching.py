@@ -125,7 +125,7 @@ class BatchQueue(Generic[W]):
         prioritized: whether requests have priorities.
     """
 
-    __slots__ = ("_lines", "_max_rows", "_prioritized", "_rows", "_wait", "length", "waits")
+    __slots__ = ("_is_plain", "_lines", "_max_rows", "_prioritized", "_rows", "_wait", "length", "waits")
 
     def __init__(self, max_rows: int, wait: Wait = Wait(), *, prioritized: bool = False) -> None:
         self._max_rows = max(1, max_rows)
@@ -133,6 +133,7 @@ class BatchQueue(Generic[W]):
         self._prioritized = prioritized
         #: Whether requests may wait for company; if not, `due` is always now.
         self.waits = wait.seconds > 0
+        self._is_plain = not (self.waits or wait.preferred or prioritized)
         # The first line is the next to be served.
         self._lines: dict[Hashable, list[W]] = {}
         #: Requests that wait; the same as `len`, which costs a call.
@@ -222,6 +223,28 @@ class BatchQueue(Generic[W]):
             due = min(due, request.queued_ns * 1e-9 + wait.seconds, request.deadline - 2 * expected)
         return due if rows else 0.0
 
+    def take_whole(self, ample: float) -> list[W] | None:
+        """Takes all that waits as one batch where that is plain to see, as it nearly always is.
+
+        Nothing is asked for but as many as fit, they fit, nobody has left, and all have time.
+
+        Args:
+            ample: seconds; a deadline after it leaves time for the run.
+
+        Returns:
+            The batch that `take` would give, or None: ask that.
+        """
+        lines = self._lines
+        if len(lines) != 1 or self._rows > self._max_rows or not self._is_plain:
+            return None
+        (line,) = lines.values()
+        for request in line:
+            if request.ended or request.deadline <= ample:
+                return None
+        lines.clear()
+        self.length = self._rows = 0
+        return line
+
     def take(
         self,
         now: float,
@@ -250,18 +273,10 @@ class BatchQueue(Generic[W]):
         # Whose deadline is later than this has time for any batch.
         ample = now + expected
         lines = self._lines
-        if len(lines) == 1 and self._rows <= self._max_rows and not (self.waits or self._prioritized):
-            # Nearly always: they fit together, all have time, nobody has left. Then the line is the batch.
-            kind, line = lines.popitem()
-            for request in line:
-                if request.ended or request.deadline <= ample:
-                    lines[kind] = line
-                    break
-            else:
-                self.length = self._rows = 0
-                return line, []
         batch: list[W] = []
         expired: list[W] = []
+        # Whether `expected` was meant for one that has run out of time.
+        is_other = False
         while lines and not batch:
             kind = self._next_kind(now, expected)
             if kind is _NOT_DUE:
@@ -278,11 +293,11 @@ class BatchQueue(Generic[W]):
                     pass
                 elif deadline <= now:
                     expired.append(request)
-                elif deadline < ample and now + known(rows) > deadline:
-                    lost.append(request)
-                elif lost and not batch and rows > self._max_rows:
+                elif (lost or is_other) and not batch and rows > self._max_rows:
                     # Larger than `expected` was meant for: that has to be asked again.
                     break
+                elif deadline < ample and now + known(rows) > deadline:
+                    lost.append(request)
                 elif not batch or (taken + rows <= room and request.kind is not None):
                     earliest = min(earliest, deadline)
                     if earliest < ample and batch and expect and now + expect(taken + rows) > earliest:
@@ -297,9 +312,7 @@ class BatchQueue(Generic[W]):
             del line[:passed]
             if lost and (batch or line or lines):
                 expired += lost
-                if line and not batch:
-                    lines[kind] = line
-                    break
+                is_other = True
             elif lost:
                 # Nobody else is there to find out how long a run takes now.
                 batch = [lost[0]]
@@ -308,6 +321,8 @@ class BatchQueue(Generic[W]):
                 self._rows += sum([request.rows for request in line])
             if line:
                 lines[kind] = line
+                if not batch:
+                    break
         return batch, expired
 
     def _next_kind(self, now: float, expected: float) -> Hashable:

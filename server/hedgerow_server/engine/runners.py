@@ -151,6 +151,8 @@ class Engine:
             self._hungry[model] = None
             self._watch()
             return None
+        if (whole := queue.take_whole(now + expected)) is not None:
+            return whole, expected
         batch, expired = queue.take(now, expected, model.latency.likely, model.latency.known)
         for work in expired:
             self._drop(model, work, now)
