@@ -352,10 +352,12 @@ class Answerer:
     def finish(self, ended: Sequence[Ended]) -> None:
         """Answers the calls of batches that have run; those that ended meanwhile are passed over."""
         answered: list[Call] = []
+        at_ms = int(time.time() * 1000)
         for model, batch, result in ended:
             calls = cast("list[Call]", batch)
             if isinstance(result, Ran):
-                answered += self._give(model, calls, result)
+                self._give(model, calls, result, answered)
+                model.statistics.last_inference_ms = at_ms
             else:
                 self._lose(model, calls, result)
         # First the answers, then the books: the callers need not wait for them.
@@ -377,13 +379,12 @@ class Answerer:
                 self._blame.failure(model, call, f"a run failed, error {failure.error_id}")
                 self._endings.refuse(call, failure)
 
-    def _give(self, model: Model, calls: Sequence[Call], ran: Ran) -> list[Call]:
-        """Gives each call of a batch its rows; returns those that have their answer."""
+    def _give(self, model: Model, calls: Sequence[Call], ran: Ran, answered: list[Call]) -> None:
+        """Gives each call of a batch its rows; those that have their answer join `answered`."""
         if not calls:
-            return []
+            return
         began = self._nanoseconds()
         outputs = Encoded(ran.outputs, calls[0].outputs, alone=len(calls) == 1, fixed=ran.fixed)
-        answered: list[Call] = []
         end = failed = 0
         for call in calls:
             first, end = end, end + call.rows
@@ -392,7 +393,7 @@ class Answerer:
             call.run_ns = ran.run_ns
             assert call.codec is not None
             try:
-                payload = call.codec.write(call.request_id, outputs, first, call.rows)
+                payload = call.codec.writer.write(call.request_id, outputs, first, call.rows)
             except ServingError as error:
                 failed += 1
                 self._blame.failure(model, call, str(error))
@@ -406,8 +407,6 @@ class Answerer:
             model.breaker.tally(len(calls) - failed)
         spent_ns = self._nanoseconds() - began
         model.statistics.ran(ran.rows, ran.input_ns, ran.run_ns, spent_ns, requests=len(calls))
-        model.statistics.last_inference_ms = int(time.time() * 1000)
-        return answered
 
     def expire(self, work: Work) -> None:
         """Tells a call that its time was over before a run began."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from fakes_engine import INLINE, THREADED, RequestPath, model, request, table
 from hedgerow_protos.hedgerow_control_pb2 import ServingSpec
 from hedgerow_server.call import Call
 from hedgerow_server.engine import buffers, loading
-from hedgerow_server.engine.buffers import BoundRuns
+from hedgerow_server.engine.buffers import BoundRun, BoundRuns
 from hedgerow_server.engine.latency import LatencyModel
 from hedgerow_server.engine.model import Model
+from hedgerow_server.engine.work import Work, assemble
 from onnx import helper
 
 #: Of the zoo; each fits into buffers.
@@ -50,8 +51,8 @@ def same(
     """Fails the test if a batch of requests of so many rows gives other numbers than a plain run."""
     feeds = [made(of, rows, source) for rows in brings]
     joined = {name: np.concatenate([each[name] for each in feeds]) for name in feeds[0]}
-    bound.fill([brought(of, each, viewed=viewed) for each in feeds])
-    got = bound.run(sum(brings))
+    run, got = bound.fill([brought(of, each, viewed=viewed) for each in feeds], sum(brings))
+    run()
     for one, other in zip(got, of.run(of.output_names, joined, None), strict=True):
         assert (one.shape, one.dtype) == (other.shape, other.dtype)
         assert one.tobytes() == other.tobytes()
@@ -236,13 +237,13 @@ async def test_only_the_loops_thread_uses_the_buffers(
     """Two threads in one buffer would mix callers up."""
     of = model("several")
     runs: list[int] = []
-    run = BoundRuns.run
+    fill = BoundRuns.fill
 
-    def note(self: BoundRuns, rows: int) -> list[np.ndarray]:
+    def note(self: BoundRuns, batch: Sequence[Work], rows: int) -> BoundRun:
         runs.append(rows)
-        return run(self, rows)
+        return fill(self, batch, rows)
 
-    monkeypatch.setattr(buffers.BoundRuns, "run", note)
+    monkeypatch.setattr(buffers.BoundRuns, "fill", note)
     path = await RequestPath.open(table(of), inline_below=inline_below)
     for _ in range(5):
         path.answerer.answer([path.callers.call(request({"a": [[1, 2]], "b": [[3, 4]]}))])
@@ -274,8 +275,6 @@ def test_more_rows_than_there_is_room_for_run_as_usual(monkeypatch: pytest.Monke
 
 def test_a_tensor_at_an_odd_place_is_given_to_kernels_at_an_even_one() -> None:
     """How long an id a caller sends must not decide how its numbers are aligned."""
-    from hedgerow_server.engine.work import assemble
-
     of = model("several")
     feeds = made(of, 600, np.random.default_rng(4))
     for array in assemble(of.signature, [brought(of, feeds, viewed=True)], 600).values():

@@ -57,7 +57,7 @@ def run_alone(of: Model, codec: TensorCodec, made: ModelInferRequest) -> ModelIn
     names = of.output_names if read.outputs is None else [of.output_names[i] for i in read.outputs]
     outputs = of.run(names, assemble(of.signature, [work], work.rows), None)
     return ModelInferResponse.FromString(
-        codec.write(made.id, Encoded(outputs, read.outputs, alone=True), 0, read.rows)
+        codec.writer.write(made.id, Encoded(outputs, read.outputs, alone=True), 0, read.rows)
     )
 
 
@@ -144,7 +144,7 @@ def test_each_request_gets_its_own_rows_of_a_batch(rows: tuple[int, ...]) -> Non
         for inputs, work in zip(sent, works, strict=True):
             reply = tensors(
                 ModelInferResponse.FromString(
-                    codec.write("", Encoded(outputs, None, alone=len(works) == 1), first, work.rows)
+                    codec.writer.write("", Encoded(outputs, None, alone=len(works) == 1), first, work.rows)
                 )
             )
             first += work.rows
@@ -481,10 +481,10 @@ def test_an_answer_that_is_not_finite_is_refused_row_by_row() -> None:
     codec = TensorCodec(of)
     with np.errstate(all="ignore"):
         outputs = Encoded([np.log(np.array([[1, 2], [-1, 1], [3, 4]], np.float32))], None, alone=False)
-    codec.write("", outputs, 0, 1)
+    codec.writer.write("", outputs, 0, 1)
     with pytest.raises(Internal):
-        codec.write("", outputs, 1, 1)
-    codec.write("", outputs, 2, 1)
+        codec.writer.write("", outputs, 1, 1)
+    codec.writer.write("", outputs, 2, 1)
 
 
 # ----------------------------------------------------------------- whatever comes

@@ -27,6 +27,8 @@ MOST_BYTES = 1 << 20
 MOST_ROWS = 256
 
 Run = Callable[[], object]
+#: What runs some rows, and all outputs, in the model's order.
+BoundRun = tuple[Run, list[np.ndarray]]
 
 
 class BoundRuns:
@@ -46,30 +48,29 @@ class BoundRuns:
         self._bytes = [memoryview(buffer.reshape(-1).view(np.uint8)) for buffer in self._inputs]  # type: ignore[arg-type]  # NumPy's stubs for 3.11 do not say that arrays are buffers
         self._input_names = [spec.name for spec in signature.inputs]
         self._output_names = [spec.name for spec in signature.outputs]
-        self._bindings: dict[int, tuple[Run, list[np.ndarray]]] = {}
+        self._bindings: dict[int, BoundRun] = {}
 
-    def fill(self, batch: Sequence[Work]) -> None:
-        """Copies the inputs of a batch into the buffers, one request behind the other."""
+    def fill(self, batch: Sequence[Work], rows: int) -> BoundRun:
+        """Copies the inputs of a batch into the buffers, one request behind the other.
+
+        Args:
+            batch: the requests.
+            rows: of all of them together.
+
+        Returns:
+            What runs them, and where the outputs are then, until the next run.
+        """
         for i, target in enumerate(self._bytes):
             part = batch[0].parts[i]
             if len(batch) > 1 or part.__class__ is not bytes:
                 part = b"".join([work.parts[i] for work in batch])  # type: ignore[misc]  # as above
             target[: len(part)] = part
-
-    def run(self, rows: int) -> list[np.ndarray]:
-        """Runs the first `rows` rows of the buffers.
-
-        Returns:
-            All outputs, in the model's order; good until the next run.
-        """
         bound = self._bindings.get(rows)
         if bound is None:
             bound = self._bindings[rows] = self._bind(rows)
-        run, outputs = bound
-        run()
-        return outputs
+        return bound
 
-    def _bind(self, rows: int) -> tuple[Run, list[np.ndarray]]:
+    def _bind(self, rows: int) -> BoundRun:
         binding = self._session.io_binding()
         outputs = [buffer[:rows] for buffer in self._outputs]
         for name, buffer in zip(self._input_names, self._inputs, strict=True):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import onnxruntime as ort
 
-from hedgerow_server.engine.buffers import BoundRuns
+from hedgerow_server.engine.buffers import BoundRun
 from hedgerow_server.engine.model import Model
 from hedgerow_server.engine.work import Ran, Work, assemble
 
@@ -33,18 +33,16 @@ def execute_short(
         The parts of the batches, each with its model and what became of it.
     """
     clock = time.perf_counter_ns
-    filled: list[tuple[Model, list[Work], BoundRuns | None, int, int]] = []
+    filled: list[tuple[Model, list[Work], BoundRun | None, int, int]] = []
     now = clock()
     for model, batch in batches:
         began = now
         rows = batch[0].rows if len(batch) == 1 else sum([work.rows for work in batch])
-        bound = model.bound
-        if bound is not None:
+        buffers = model.bound
+        bound: BoundRun | None = None
+        if buffers is not None and batch[0].outputs is None and rows <= buffers.max_rows:
             try:
-                if batch[0].outputs is None and rows <= bound.max_rows:
-                    bound.fill(batch)
-                else:
-                    bound = None
+                bound = buffers.fill(batch, rows)
             except Exception:  # noqa: BLE001  run the ordinary way, which finds out why
                 bound = None
         now = clock()
@@ -55,13 +53,15 @@ def execute_short(
         for work in batch:
             work.started_ns = began
         if bound is not None:
+            run, outputs = bound
             try:
-                outputs = bound.run(rows)
+                run()
+            except Exception:  # noqa: BLE001, S110  as above
+                pass
+            else:
                 now = clock()
                 ended.append((model, batch, Ran(outputs, rows, input_ns, now - began, fixed=True)))
                 continue
-            except Exception:  # noqa: BLE001, S110  as above
-                pass
         ended += [(model, part, result) for part, result in execute(model, batch, None)]
         now = clock()
     return ended

@@ -71,6 +71,7 @@ class TensorCodec:
             may then come without its second dimension.
 
     Attributes:
+        writer: writes the replies.
         bound: for requests that bring ids, where inputs are bound to features.
     """
 
@@ -94,7 +95,7 @@ class TensorCodec:
         # What requests with a known head bring, and their raw tensors' places in `parts` where these differ.
         self._seen: dict[Head, tuple[Tensors, tuple[int, ...] | None]] = {}
         self._parameters = parameters or {}
-        self._replies = self._writer(self._parameters)
+        self.writer = self._writer(self._parameters)
         # Writers of what rules answered, by the rules' names.
         self._by_rules: dict[str, ReplyWriter] = {}
 
@@ -327,26 +328,8 @@ class TensorCodec:
 
     # -------------------------------------------------------------- replies
 
-    def write(self, request_id: str, outputs: Encoded, first: int, rows: int) -> bytes:
-        """Encodes the reply to one request.
-
-        Args:
-            request_id: the request's own id, given back.
-            outputs: of the whole run.
-            first: the request's first row in the outputs.
-            rows: how many rows are its own.
-
-        Returns:
-            A `ModelInferResponse`. Contents are always raw: Triton's C++ client
-            reads them unchecked.
-
-        Raises:
-            Internal: an output has NaN or infinity and the model's policy rejects it.
-        """
-        return self._replies.write(request_id, outputs, first, rows)
-
     def write_fallback(self, request_id: str, outputs: Encoded, rows: int, rule: str) -> bytes:
-        """Encodes the reply to a request that rules have answered, and says so; see `write`.
+        """Encodes the reply to a request that rules have answered, and says so; see `ReplyWriter.write`.
 
         Args:
             request_id: the request's own id, given back.
