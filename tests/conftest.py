@@ -1,9 +1,14 @@
 """Puts this folder on the path, what tests share lies here; and keeps each test's environment its own."""
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# A failed assert tells its values only where pytest has rewritten it: of itself, in test files and plugins.
+# The modules that tests share must be named for it before anything imports them.
+pytest.register_assert_rewrite(*(path.stem for path in Path(__file__).parent.rglob("*.py")))
 
 #: A real PostgreSQL and a real Valkey.
 pytest_plugins = ("feature_store",)

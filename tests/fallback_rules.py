@@ -1,18 +1,14 @@
-"""Versions with fallback rules, and request paths that end with the test."""
+"""Versions with fallback rules, and a call that asks one."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from fakes_engine import Reply, RequestPath, model, request
 from hedgerow_protos import serving_spec
 from hedgerow_server.engine.model import Model
 from hedgerow_server.resilience.rules import Rules
-
-Open = Callable[..., Awaitable[RequestPath]]
 
 RULES = """
 fallback:
@@ -23,19 +19,6 @@ fallback:
     - name: otherwise
       outputs: {y: "-1.0"}
 """
-
-
-@contextlib.asynccontextmanager
-async def opening() -> AsyncIterator[Open]:
-    """Starts request paths, and ends their threads whatever becomes of the test."""
-    async with contextlib.AsyncExitStack() as stack:
-
-        async def open_one(*args: Any, **options: Any) -> RequestPath:
-            path = await RequestPath.open(*args, **options)
-            stack.push_async_callback(path.engine.close)
-            return path
-
-        yield open_one
 
 
 def with_rules(made: Model, rules: str = RULES) -> Model:

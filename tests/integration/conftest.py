@@ -1,13 +1,16 @@
-"""A real server for the tests that need one, with models from the zoo."""
+"""Real servers for the tests that need one: ours, with models from the zoo, and regions that do as told."""
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from client_peer import Asyncio, Blocking
+from client_region import Region
 from hedgerow_protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from server_process import Serve, ServerProcess, start_server
 
@@ -54,3 +57,32 @@ async def stub(running: ServerProcess) -> AsyncIterator[GRPCInferenceServiceStub
     """A stub of the module's `running` server, on a connection of its own."""
     async with running.channel() as channel:
         yield GRPCInferenceServiceStub(channel)
+
+
+@pytest.fixture
+def regions():
+    """Starts regions that do as told, named a, b, ..."""
+    started = []
+
+    def start(*does):
+        some = [Region("abcdef"[len(started) + number], one) for number, one in enumerate(does)]
+        started.extend(some)
+        return some
+
+    yield start
+    for region in started:
+        region.stop()
+
+
+@pytest.fixture(params=[Blocking, Asyncio])
+def connect(request):
+    """Makes clients of either kind: `connect(a, b, timeout=2)`."""
+    with contextlib.ExitStack() as opened:
+
+        def make(primary, *backups, **kwargs):
+            primary, *backups = [getattr(one, "address", one) for one in (primary, *backups)]
+            client = request.param(primary, backups=backups, **{"timeout": 10.0, **kwargs})
+            opened.callback(client.close)
+            return client
+
+        yield make

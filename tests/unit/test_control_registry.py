@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import itertools
 
 import pytest
-from hedgerow_control.registry import webhook
+from fake_registry import FakeRegistry, tags, watching
 from hedgerow_control.registry.client import NoSuchVersion, RegistryError
-from hedgerow_control.registry.desired import (
-    DesiredState,
-    DesiredVersion,
-    ListedModel,
-    fingerprint,
-    weights,
-    with_good_cost,
-)
+from hedgerow_control.registry.desired import DesiredState, ListedModel, fingerprint
 from hedgerow_control.registry.reader import TURN_READINGS
-from hedgerow_control.registry.watcher import Watcher
 from hedgerow_protos.names import model_name_problem
-from hedgerow_protos.registry_tags import cost_of, parse_cost
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -87,172 +76,6 @@ def test_an_ordinary_name_is_served(name):
 )
 def test_a_name_that_is_unsafe_in_a_path_or_a_url_is_refused(name):
     assert model_name_problem(name)
-
-
-ROLES = ("champion", "challenger", "economy", "shadow")
-GOOD = {"challenger": 20, "economy": 5, "shadow": 0}
-
-
-def tags(**by_role: str) -> dict[str, str]:
-    return {f"hedgerow.weight.{role}": text for role, text in by_role.items()}
-
-
-def test_weights_default_and_are_read_as_whole_percentages():
-    assert weights({}, ROLES, None) == ({"challenger": 0, "economy": 10, "shadow": 0}, ())
-    read, problems = weights({**tags(challenger="25", economy="0"), "team": "x"}, ROLES, None)
-    assert read == {"challenger": 25, "economy": 0, "shadow": 0}
-    assert problems == ()
-
-
-BAD_WEIGHTS = ["lots", "-1", "101", "1e1", "5.5", "", "٣", "9" * 5000, "NaN", "inf", " 5", "+5", "5%"]
-
-
-@pytest.mark.parametrize("text", BAD_WEIGHTS)
-def test_a_weight_that_is_no_percentage_leaves_the_last_good_one_and_says_so(text):
-    """The other role's tag counts: a canary can be stopped whatever the economy's tag says."""
-    read, (problem,) = weights(tags(economy=text, challenger="0"), ROLES, GOOD)
-    assert read == {"challenger": 0, "economy": 5, "shadow": 0}
-    assert "expected a whole percentage" in problem
-    assert problem.endswith("economy stays at 5 %")
-    assert len(problem) < 200
-    # Nothing good before it: the default.
-    assert weights(tags(economy=text), ROLES, None)[0]["economy"] == 10
-
-
-def test_weights_that_sum_to_more_than_everything_leave_all_as_they_were():
-    read, (problem,) = weights(tags(challenger="60", economy="41"), ROLES, GOOD)
-    assert read == GOOD
-    assert "101 %" in problem
-    assert "challenger 20 %, economy 5 %" in problem
-    read, _ = weights(tags(challenger="60", economy="41"), ROLES, None)
-    assert read == {"challenger": 0, "economy": 10, "shadow": 0}
-
-
-def test_a_role_without_an_alias_takes_no_room():
-    """A challenger may have everything where there is no economy variant, whose default is 10."""
-    read, problems = weights(tags(challenger="100"), ("champion", "challenger"), None)
-    assert (read, problems) == ({"challenger": 100}, ())
-    # The economy alias comes: there is no room for it until the challenger gives some back.
-    later, (problem,) = weights(tags(challenger="100"), ("champion", "challenger", "economy"), read)
-    assert later == {"challenger": 100, "economy": 0}
-    assert "110 %" in problem
-    made, problems = weights(tags(challenger="90"), ("champion", "challenger", "economy"), later)
-    assert (made, problems) == ({"challenger": 90, "economy": 10}, ())
-
-
-@pytest.mark.parametrize("role", ["champion", "canary"])
-def test_a_weight_of_no_use_is_reported(role):
-    assert role in weights(tags(**{role: "5"}), ROLES, None)[1][0]
-
-
-texts = st.one_of(st.integers(-5, 120).map(str), st.sampled_from(BAD_WEIGHTS))
-readings = st.tuples(st.dictionaries(st.sampled_from(ROLES), texts), st.sets(st.sampled_from(ROLES)))
-
-
-@given(st.lists(readings, max_size=8))
-def test_whatever_the_tags_say_the_shares_leave_none_to_nobody(history):
-    """Over any history of tags and aliases: never above 100 %, and no problem means what was asked."""
-    last = None
-    for texts_by_role, aliased in history:
-        read, problems = weights(tags(**texts_by_role), aliased, last)
-        assert read.keys() == aliased - {"champion"}
-        assert sum(percent for role, percent in read.items() if role != "shadow") <= 100
-        if not problems:
-            default = {"economy": "10"}
-            assert read == {role: int(texts_by_role.get(role, default.get(role, "0"))) for role in read}
-        last = read
-
-
-def priced(text: str, problem: str = "") -> DesiredVersion:
-    return DesiredVersion("1", "store:/m/1", {"owner": "ada", "cost_per_1k": text}, problem)
-
-
-@pytest.mark.parametrize("text", ["0", "0.25", ".5", "1.", "1e-3", "1000000000", "2E+2"])
-def test_a_cost_is_a_number_from_zero_up(text):
-    assert with_good_cost(priced(text), None) == priced(text)
-    assert parse_cost(text) == float(text)
-
-
-BAD_COSTS = ["", "free", "-0.1", "nan", "NaN", "inf", "1e400", "1e10", "1_0", "٣", "0x1", " 1", "1" * 5000]
-
-
-@pytest.mark.parametrize("text", BAD_COSTS)
-def test_a_cost_that_is_none_leaves_the_last_good_one_and_says_so(text):
-    read = with_good_cost(priced(text), priced("0.5"))
-    assert read.tags == {"owner": "ada", "cost_per_1k": "0.5"}
-    assert "expected a number" in read.problem
-    assert read.problem.endswith("it stays at 0.5")
-    read = with_good_cost(priced(text), None)
-    assert read.tags == {"owner": "ada"}
-    assert read.problem.endswith("its cost is not counted")
-    assert len(read.problem) < 200
-    assert cost_of({"cost_per_1k": text}) is None
-    # The good one is there for the next reading as well.
-    again = with_good_cost(priced("also bad"), with_good_cost(priced(text), priced("0.5")))
-    assert again.tags["cost_per_1k"] == "0.5"
-
-
-@given(st.text(max_size=45))
-def test_no_text_makes_a_cost_that_is_not_finite(text):
-    cost = cost_of({"cost_per_1k": text})
-    assert cost is None or 0 <= cost <= 1e9
-
-
-class FakeRegistry:
-    """A registry in memory that counts what it is asked."""
-
-    def __init__(self):
-        self.models: dict[str, ListedModel] = {}
-        self.gone: set[tuple[str, str]] = set()
-        self.error: Exception | None = None
-        self.calls = 0
-        self.seconds = 0.0
-        self.asked: list[tuple[str, str]] = []
-        #: Tags of versions, by model and number.
-        self.tags: dict[tuple[str, str], dict[str, str]] = {}
-
-    def served_models(self):
-        self.calls += 1
-        if self.error:
-            raise self.error
-        return list(self.models.values())
-
-    def version(self, name, version):
-        self.calls += 1
-        self.asked.append((name, version))
-        if (name, version) in self.gone:
-            raise NoSuchVersion
-        return DesiredVersion(version, f"store:/{name}/{version}", dict(self.tags.get((name, version), {})))
-
-    def alias(self, name, alias):
-        return self.models[name].aliases.get(alias)
-
-    def move_alias(self, name, alias, version):
-        self.models[name].aliases[alias] = version
-
-    def put(self, name, tags=None, newest="", **aliases):
-        self.models[name] = ListedModel(name, aliases, tags or {}, newest)
-
-
-@contextlib.asynccontextmanager
-async def watching(registry, before=None):
-    readings: list[DesiredState] = []
-    watcher = Watcher(
-        registry,
-        poll_seconds=3600.0,
-        on_change=readings.append,
-        random=lambda: 0.5,
-        clock=itertools.count().__next__,
-        before=before,
-    )
-    task = asyncio.create_task(watcher.run())
-    try:
-        await watcher.refresh()
-        yield watcher, readings
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
 
 async def test_an_unchanged_registry_is_two_calls_a_poll_and_no_reading():
@@ -431,45 +254,3 @@ async def test_an_alias_to_a_version_that_is_gone_is_a_problem_of_its_model_alon
         assert state.models["m"].problems == ("alias champion points at version 9, which does not exist",)
         assert state.models["n"].versions["1"].version == "1"
         assert "cannot name a model" in state.refused["bad name"]
-
-
-SECRET = b"s3cret"
-BODY = b'{"entity": "registered_model_alias"}'
-
-
-def headers(timestamp="1000", body=BODY, secret=SECRET, delivery="d1"):
-    return {
-        "x-mlflow-signature": webhook.signature(secret, delivery, timestamp, body),
-        "x-mlflow-delivery-id": delivery,
-        "x-mlflow-timestamp": timestamp,
-    }
-
-
-def test_the_signature_is_what_mlflow_itself_computes():
-    from mlflow.webhooks.delivery import _generate_hmac_signature
-
-    theirs = _generate_hmac_signature(SECRET.decode(), "d1", "1000", BODY.decode())
-    assert webhook.signature(SECRET, "d1", "1000", BODY) == theirs
-
-
-def test_a_signed_and_recent_webhook_is_believed():
-    assert webhook.problem(SECRET, headers(), BODY, now=1000.0 + 299) is None
-
-
-@pytest.mark.parametrize(
-    ("given", "body", "now"),
-    [
-        (headers(secret=b"other"), BODY, 1000.0),
-        (headers(), BODY + b" ", 1000.0),
-        (headers() | {"x-mlflow-delivery-id": "d2"}, BODY, 1000.0),
-        (headers() | {"x-mlflow-timestamp": "1001"}, BODY, 1000.0),
-        (headers() | {"x-mlflow-signature": "v1,é"}, BODY, 1000.0),
-        ({}, BODY, 1000.0),
-        (headers(), BODY, 1301.0),
-        (headers(), BODY, 699.0),
-        (headers(timestamp="nan"), BODY, 1000.0),
-        (headers(timestamp="soon"), BODY, 1000.0),
-    ],
-)
-def test_a_webhook_that_is_forged_changed_or_old_is_not(given, body, now):
-    assert webhook.problem(SECRET, given, body, now=now)

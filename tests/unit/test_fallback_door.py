@@ -11,7 +11,7 @@ import grpc
 import numpy as np
 import pytest
 from fakes_engine import THREADED, Reply, RequestPath, model, request, table
-from fallback_rules import RULES, Open, opening, with_rules
+from fallback_rules import RULES, with_rules
 from feature_reads import DEFAULT, row, view
 from hedgerow_protos.hedgerow_control_pb2 import FeatureColumn, FeatureInput
 from hedgerow_protos.hedging import ATTEMPT
@@ -23,6 +23,7 @@ from hedgerow_server.features.memory import MemoryStore
 from hedgerow_server.features.sources import Row
 from hedgerow_server.resilience.fallback import TURNS
 from hedgerow_server.settings import Features as Settings
+from request_paths import Open, opening
 
 OK, SHED = grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED
 TTL, STALE_TTL = 10.0, 60.0

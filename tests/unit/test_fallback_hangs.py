@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 import pytest
 from fakes_engine import THREADED, model, request, table
-from fallback_rules import Open, opening, with_rules
+from fallback_rules import with_rules
 from hedgerow_protos.breaker import State
 from hedgerow_server.engine.latency import LatencyModel
 from hedgerow_server.engine.model import QUARANTINE
@@ -18,6 +18,7 @@ from hedging_world import NEVER, Ends, World, ruled
 from hedging_world import ask as asking
 from hypothesis import given
 from hypothesis import strategies as st
+from request_paths import Open, opening
 
 OK = grpc.StatusCode.OK
 ANSWERS, HANGS = Ends("answer", 0.001), Ends("answer", NEVER)

@@ -10,11 +10,12 @@ import grpc
 import numpy as np
 import pytest
 from fakes_engine import THREADED, endless, model, request, table
-from fallback_rules import Open, ask, broken, opening, with_rules
+from fallback_rules import ask, broken, with_rules
 from hedgerow_protos.hedging import ATTEMPT
 from hedgerow_server.errors import Internal
 from hedgerow_server.gate.deadlines import Deadlines
 from hedgerow_server.resilience.rules import Rules
+from request_paths import Open, opening
 
 OK, INTERNAL, LATE = grpc.StatusCode.OK, grpc.StatusCode.INTERNAL, grpc.StatusCode.DEADLINE_EXCEEDED
 

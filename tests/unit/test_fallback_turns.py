@@ -10,11 +10,12 @@ import grpc
 import numpy as np
 import pytest
 from fakes_engine import RequestPath, model, request, table
-from fallback_rules import Open, broken, opening
+from fallback_rules import broken
 from hedgerow_server.call import Call
 from hedgerow_server.engine.model import QUARANTINE, Model
 from hedgerow_server.gate.deadlines import Deadlines
 from hedgerow_server.resilience.fallback import TURNS
+from request_paths import Open, opening
 
 OK, INTERNAL = grpc.StatusCode.OK, grpc.StatusCode.INTERNAL
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
