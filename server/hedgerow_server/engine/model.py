@@ -96,15 +96,17 @@ class Model:
     def release(self, requests: int = 1) -> None:
         """Ends the hold of so many requests on this version."""
         self.in_flight -= requests
-        self._tell_if_idle()
+        if self._idle:
+            self._tell_if_idle()
 
     def end_run(self) -> None:
         """Ends a run in a runner thread."""
         self.running -= 1
-        self._tell_if_idle()
+        if self._idle:
+            self._tell_if_idle()
 
     def _tell_if_idle(self) -> None:
-        if self._idle and not self.in_flight and not self.running:
+        if not self.in_flight and not self.running:
             for waiter in self._idle:
                 if not waiter.done():
                     waiter.set_result(None)
