@@ -8,6 +8,7 @@ import os
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Self
@@ -184,7 +185,7 @@ async def test_the_loop_receives_while_calls_come_thick_and_fast_and_the_thread_
             await until(lambda before=before: front.received > before + 20)
         assert not asking.errors
         # Nobody asks any more.
-        await until(lambda: not transport._stopped)
+        await until(transport._go_on.is_set)
         assert transport._streak < native.STREAK
 
 
@@ -218,7 +219,72 @@ async def test_everything_else_gets_its_turn_while_the_loop_receives(
         assert front.received > before
 
 
-async def test_a_defect_does_not_end_the_receiving(start: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+class Hurried(deque[tuple[int, list[object], bool]]):
+    """An inbox whose batches the loop takes, and receives what follows, before the thread goes on."""
+
+    def __init__(self, transport: NativeTransport) -> None:
+        super().__init__()
+        self._transport = transport
+        transport._inbox = self  # type: ignore[assignment]
+
+    def append(self, batch: tuple[int, list[object], bool]) -> None:
+        super().append(batch)
+        os.eventfd_write(self._transport._bell, 1)
+        assert self._transport._go_on.wait(HANG_SECONDS)
+
+
+class Counted:
+    """A front that knows how many receive from it at once."""
+
+    def __init__(self, transport: NativeTransport) -> None:
+        self._front = transport._front
+        self._receiving = self.most = 0
+        transport._front = self  # type: ignore[assignment]
+
+    def recv_batch_details(self, *args: int) -> object:
+        self._receiving += 1
+        self.most = max(self.most, self._receiving)
+        try:
+            return self._front.recv_batch_details(*args)
+        finally:
+            self._receiving -= 1
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._front, name)
+
+
+async def test_one_receives_however_soon_the_loop_takes_the_last_batch_of_the_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread must have said that it stops by then, and its bell, too late now, must change nothing."""
+    monkeypatch.setattr(native, "STREAK", 0)
+    path = await RequestPath.open(table(model("several")))
+    transport = NativeTransport(path.answerer, "127.0.0.1:0", str(tmp_path / "none.sock"))
+    inbox, front = Hurried(transport), Counted(transport)
+    transport.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{transport.port}") as channel:
+        ask = stub_of(channel).ModelInfer
+        for number in range(20):
+            await asyncio.gather(*[ask(SEVERAL, timeout=HANG_SECONDS) for _ in range(number % 4 + 1)])
+            await until(transport._go_on.is_set)
+    assert (front.most, len(inbox)) == (1, 0)
+    await transport.close()
+    await path.engine.close()
+
+
+async def test_a_bell_that_rings_for_nothing_says_nothing_about_how_soon_batches_come(start: Open) -> None:
+    transport, _ = await start(model("several"))
+    transport._streak, transport._last_ns = 5, 7
+    transport._rung = True
+    os.eventfd_write(transport._bell, 1)
+    await until(lambda: not transport._rung)
+    assert (transport._streak, transport._last_ns) == (5, 7)
+
+
+@pytest.mark.parametrize(("receiver", "after"), [("_take", 0), ("_linger", 20)])
+async def test_a_defect_does_not_end_the_receiving(
+    start: Open, monkeypatch: pytest.MonkeyPatch, receiver: str, after: int
+) -> None:
     monkeypatch.setattr(native, "STREAK", 0)
     transport, path = await start(model("several"))
     asyncio.get_running_loop().set_exception_handler(lambda *_: None)
@@ -228,7 +294,7 @@ async def test_a_defect_does_not_end_the_receiving(start: Open, monkeypatch: pyt
 
     def fail_once(calls: Sequence[Call]) -> None:
         answer(calls)
-        if front.received > 20 and "_linger" in _callers() and not failed:
+        if front.received >= after and receiver in _callers() and not failed:
             failed.append(True)
             raise RuntimeError("nobody foresaw this")
 

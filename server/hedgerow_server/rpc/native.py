@@ -83,8 +83,8 @@ class NativeTransport:
         )
         self._front.set_fallback(fallback)
         self._calls: dict[int, Call] = {}
-        # Events, and when they were received (perf_counter_ns).
-        self._inbox: deque[tuple[int, list[DetailedEvent]]] = deque()
+        # When events were received (perf_counter_ns), the events, and whether the thread has stopped since.
+        self._inbox: deque[tuple[int, list[DetailedEvent], bool]] = deque()
         # Wakes the loop. Python gives the GIL back while it writes to it, so the loop begins at
         # once; call_soon_threadsafe keeps the GIL, and the loop would wake only to wait for it.
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -92,10 +92,9 @@ class NativeTransport:
         # Set unless the inbox is full.
         self._room = threading.Event()
         self._room.set()
-        # One of the two receives. The loop wants to; the thread has stopped for it; the thread may go on.
+        # One of the two receives. The loop wants to, from so many batches on; the thread may go on.
         self._streak = 0
         self._last_ns = 0
-        self._stopped = False
         self._go_on = threading.Event()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -118,10 +117,9 @@ class NativeTransport:
         while (events := front.recv_batch_details(BATCH)) is not None:
             stops = self._streak >= STREAK
             if stops:
-                # Before the loop can take this batch, so that it knows when it has.
+                # Before the loop can take this batch, with which it learns that it has to receive the next.
                 self._go_on.clear()
-                self._stopped = True
-            inbox.append((time.perf_counter_ns(), events))
+            inbox.append((time.perf_counter_ns(), events, stops))
             if not self._rung:
                 self._rung = True
                 os.eventfd_write(self._bell, 1)
@@ -137,28 +135,31 @@ class NativeTransport:
         inbox = self._inbox
         arrived: list[Call] = []
         cancelled: list[Call] = []
-        received = 0
+        received, stopped = 0, False
         while inbox and len(arrived) < TURN:
-            received, events = inbox.popleft()
+            received, events, stopped = inbox.popleft()
             # The front says what was left of a call's time when it handed the call over; here it may
             # have waited until the loop had time.
             self._sort(events, received, (now - received) * 1e-9, arrived, cancelled)
         if not self._room.is_set():
             self._room.set()
+        if stopped and self._loop is not None:
+            # In the next turn; asked for first, so that somebody receives whatever becomes of these.
+            self._loop.call_soon(self._linger)
         self._answer(arrived, cancelled)
-        if self._answerer.in_flight or received - self._last_ns > SOON_NS:
-            self._streak = 0
-        else:
-            self._streak += 1
-        self._last_ns = received
+        # Else the bell rang for what the turn before has taken as well.
+        if received:
+            if self._answerer.in_flight or received - self._last_ns > SOON_NS:
+                self._streak = 0
+            else:
+                self._streak += 1
+            self._last_ns = received
         # Last, because it gives the GIL away; and in this order: who appends from here on rings.
         os.eventfd_read(self._bell)
         self._rung = False
         if inbox:
             self._rung = True
             os.eventfd_write(self._bell, 1)
-        elif self._stopped and self._loop is not None:
-            self._loop.call_soon(self._linger)
 
     def _linger(self) -> None:
         """Receives in place of the thread, in every turn of the loop, until it would wait for nothing."""
@@ -174,7 +175,6 @@ class NativeTransport:
                 self._answer(arrived, cancelled)
                 return
         self._streak = 0
-        self._stopped = False
         self._go_on.set()
 
     def _sort(
