@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 
@@ -81,6 +82,18 @@ async def test_large_requests_wait_only_as_far_as_memory_allows(
     await drained(path, slow)
     assert path.callers.of(enormous).code is OK  # alone, a message of the permitted size is always taken
     check_counts(path, [*large, later, enormous], slow)
+
+
+@lanes
+async def test_a_version_knows_when_it_last_answered(start: Open, inline_below: float) -> None:
+    """In milliseconds since the epoch, as Triton's statistics say it."""
+    of = model("several")
+    path = await start(table(of), inline_below=inline_below)
+    assert of.statistics.last_inference_ms == 0
+    before = time.time()
+    path.answerer.answer([path.callers.call(good())])
+    await drained(path, of)
+    assert int(before * 1000) <= of.statistics.last_inference_ms <= time.time() * 1000
 
 
 async def test_a_sink_that_fails_takes_nobody_with_it(start: Open) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 from hedgerow_server.engine.batching import BatchQueue, Wait
@@ -22,24 +23,37 @@ def test_what_is_plain_to_see_is_taken_as_it_stands() -> None:
 
 
 @pytest.mark.parametrize(
-    ("queue", "requests"),
+    ("wait", "levels", "requests"),
     [
-        (BatchQueue(4), [Request(rows=2), Request(rows=3)]),
-        (BatchQueue(4), [Request(kind="k"), Request(kind="other")]),
-        (BatchQueue(4), [Request(), Request(ended=True)]),
-        (BatchQueue(4, Wait(1.0)), [Request(), Request()]),
-        (BatchQueue(4, Wait(preferred=(2,))), [Request(), Request(), Request()]),
-        (BatchQueue(4, prioritized=True), [Request(priority=1), Request(priority=2)]),
+        (0, 0, [{"rows": 2}, {"rows": 3}]),
+        (0, 0, [{"kind": "k"}, {"kind": "other"}]),
+        (0, 0, [{}, {"ended": True}]),
+        (1, 0, [{}, {}]),
+        (0, 2, [{"priority": 1}, {"priority": 2}]),
     ],
-    ids=["too many", "kinds", "ended", "waits", "preferred", "prioritized"],
+    ids=["too many", "kinds", "ended", "waits", "prioritized"],
 )
 def test_what_is_not_plain_to_see_is_left_to_take(
-    queue: BatchQueue[Request], requests: list[Request]
+    wait: float, levels: int, requests: list[dict[str, Any]]
 ) -> None:
+    queue: BatchQueue[Request] = BatchQueue(4, Wait(wait), prioritized=levels > 0)
     for request in requests:
-        queue.add(request)
+        queue.add(Request(**request))
     assert queue.take_whole(0.0) is None
     assert len(queue) == len(requests)
+
+
+@pytest.mark.parametrize("kind", ["k", "other"])
+def test_a_larger_request_is_not_judged_by_the_run_of_one_that_ran_out_of_time(kind: str) -> None:
+    """Nor does its line lose its turn: how long its own run takes has to be asked."""
+    queue: BatchQueue[Request] = BatchQueue(4)
+    lost, large, third = Request(deadline=0.5), Request(rows=10, kind=kind), Request(kind="third")
+    for request in (lost, large, third):
+        queue.add(request)
+    assert queue.take(0.0, float(queue.next_rows()), float, float) == ([], [lost])
+    assert queue.next_rows() == 10
+    assert queue.take(0.0, 10.0, float, float) == ([large], [])
+    assert queue.take(0.0, 1.0, float, float) == ([third], [])
 
 
 def test_lines_take_turns_so_a_rare_shape_is_not_starved() -> None:

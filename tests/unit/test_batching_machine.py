@@ -124,7 +124,8 @@ class Queueing(RuleBasedStateMachine):
             after = line[len(batch) :]
             room = self.max_rows
             total = sum(r.rows for r in before if r.kind == kind and not r.ended)
-            room = max((size for size in self.company.preferred if size <= total), default=room)
+            if self.company.seconds:
+                room = max((size for size in self.company.preferred if size <= total), default=room)
             if after and rows + after[0].rows <= room:
                 longer = self.now + expect(rows + after[0].rows)
                 assert longer > min(r.deadline for r in (*batch, after[0])), "as many as fit, and have time"

@@ -13,11 +13,14 @@ def due(queue: BatchQueue[Request], now: float, expected: float = 0.0) -> float:
 
 def test_nothing_waits_without_a_delay() -> None:
     """Preferred sizes shape batches only where requests may wait; natural batching is the rule."""
-    queue: BatchQueue[Request] = BatchQueue(8)
+    queue: BatchQueue[Request] = BatchQueue(8, Wait(preferred=(2,)))
     assert due(queue, 5.0) == 0
-    queue.add(Request(queued_ns=5_000_000_000))
-    assert due(queue, 5.0) == 0
-    assert len(queue.take(5.0)[0]) == 1
+    requests = [Request(queued_ns=5_000_000_000) for _ in range(5)]
+    for take in (lambda: queue.take(5.0)[0], lambda: queue.take_whole(5.0)):
+        for request in requests:
+            queue.add(request)
+        assert due(queue, 5.0) == 0
+        assert take() == requests
 
 
 def test_a_batch_waits_until_it_is_full_or_its_time_is_over() -> None:

@@ -14,7 +14,7 @@ from fakes_engine import INLINE, THREADED, RequestPath, model, request, table
 from hedgerow_protos.hedgerow_control_pb2 import ServingSpec
 from hedgerow_server.call import Call
 from hedgerow_server.engine import buffers, loading
-from hedgerow_server.engine.buffers import BoundRun, BoundRuns
+from hedgerow_server.engine.buffers import BoundRuns, Prepared
 from hedgerow_server.engine.latency import LatencyModel
 from hedgerow_server.engine.model import Model
 from hedgerow_server.engine.work import Work, assemble
@@ -204,6 +204,20 @@ async def test_every_caller_gets_its_own_numbers_whatever_fails_beside_it() -> N
     await path.engine.close()
 
 
+async def test_buffers_that_cannot_be_filled_are_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = model("constant", value=1.0)
+    path = await RequestPath.open(table(of))
+
+    def fail(*_: object) -> None:
+        raise MemoryError("nothing left for a binding")
+
+    monkeypatch.setattr(buffers.BoundRuns, "_bind", fail)
+    call = path.callers.call(request({"x": [[0.0] * 4]}))
+    path.answerer.answer([call])
+    assert path.callers.of(call).tensors["y"][0, 0] == 1.0
+    await path.engine.close()
+
+
 async def test_a_session_that_is_changed_is_not_run_any_more() -> None:
     """Its buffers go with it; requests that wait run in the new one."""
     of, other = model("constant", value=1.0), model("constant", value=2.0)
@@ -239,7 +253,7 @@ async def test_only_the_loops_thread_uses_the_buffers(
     runs: list[int] = []
     fill = BoundRuns.fill
 
-    def note(self: BoundRuns, batch: Sequence[Work], rows: int) -> BoundRun:
+    def note(self: BoundRuns, batch: Sequence[Work], rows: int) -> Prepared:
         runs.append(rows)
         return fill(self, batch, rows)
 

@@ -261,15 +261,16 @@ async def test_one_receives_however_soon_the_loop_takes_the_last_batch_of_the_th
     path = await RequestPath.open(table(model("several")))
     transport = NativeTransport(path.answerer, "127.0.0.1:0", str(tmp_path / "none.sock"))
     inbox, front = Hurried(transport), Counted(transport)
-    transport.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{transport.port}") as channel:
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(path.engine.close)
+        stack.push_async_callback(transport.close)
+        transport.start()
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{transport.port}"))
         ask = stub_of(channel).ModelInfer
         for number in range(20):
             await asyncio.gather(*[ask(SEVERAL, timeout=HANG_SECONDS) for _ in range(number % 4 + 1)])
             await until(transport._go_on.is_set)
-    assert (front.most, len(inbox)) == (1, 0)
-    await transport.close()
-    await path.engine.close()
+        assert (front.most, len(inbox)) == (1, 0)
 
 
 async def test_a_bell_that_rings_for_nothing_says_nothing_about_how_soon_batches_come(start: Open) -> None:
@@ -281,25 +282,29 @@ async def test_a_bell_that_rings_for_nothing_says_nothing_about_how_soon_batches
     assert (transport._streak, transport._last_ns) == (5, 7)
 
 
+@pytest.mark.parametrize("step", ["_sort", "_answer"])
 @pytest.mark.parametrize(("receiver", "after"), [("_take", 0), ("_linger", 20)])
 async def test_a_defect_does_not_end_the_receiving(
-    start: Open, monkeypatch: pytest.MonkeyPatch, receiver: str, after: int
+    start: Open, monkeypatch: pytest.MonkeyPatch, receiver: str, after: int, step: str
 ) -> None:
+    """Before a batch is sorted, whose calls then wait in vain, or after it was answered."""
     monkeypatch.setattr(native, "STREAK", 0)
     transport, path = await start(model("several"))
     asyncio.get_running_loop().set_exception_handler(lambda *_: None)
     front = Watched(transport, path)
-    answer = path.answerer.answer
+    right = getattr(transport, step)
     failed: list[bool] = []
 
-    def fail_once(calls: Sequence[Call]) -> None:
-        answer(calls)
-        if front.received >= after and receiver in _callers() and not failed:
+    def fail_once(*args: object) -> None:
+        fails = front.received >= after and receiver in _callers() and not failed
+        if not fails or step == "_answer":
+            right(*args)
+        if fails:
             failed.append(True)
             raise RuntimeError("nobody foresaw this")
 
-    monkeypatch.setattr(path.answerer, "answer", fail_once)
-    async with Asking(transport, SEVERAL) as asking:
+    monkeypatch.setattr(transport, step, fail_once)
+    async with Asking(transport, SEVERAL, seconds=0.5) as asking:
         await until(lambda: failed)
         before, answers = front.received, asking.answers
         await until(lambda: front.received > before + 20 and asking.answers > answers + 20)

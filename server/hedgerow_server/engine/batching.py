@@ -61,7 +61,8 @@ class Wait:
     Attributes:
         seconds: The first request of a batch waits so long at most; 0 is not at all.
         preferred: Rows that a batch should have, ascending; a batch takes the largest of
-            them that it can fill, and what is over goes into the next. Empty: as many as fit.
+            them that it can fill, and what is over goes into the next. Empty, or where none may wait: as
+            many as fit.
     """
 
     seconds: float = 0.0
@@ -133,7 +134,7 @@ class BatchQueue(Generic[W]):
         self._prioritized = prioritized
         #: Whether requests may wait for company; if not, `due` is always now.
         self.waits = wait.seconds > 0
-        self._is_plain = not (self.waits or wait.preferred or prioritized)
+        self._is_plain = not (self.waits or prioritized)
         # The first line is the next to be served.
         self._lines: dict[Hashable, list[W]] = {}
         #: Requests that wait; the same as `len`, which costs a call.
@@ -275,8 +276,8 @@ class BatchQueue(Generic[W]):
         lines = self._lines
         batch: list[W] = []
         expired: list[W] = []
-        # Whether `expected` was meant for one that has run out of time.
-        is_other = False
+        # Whether `expected` was meant for a request that has run out of time.
+        is_outdated = False
         while lines and not batch:
             kind = self._next_kind(now, expected)
             if kind is _NOT_DUE:
@@ -293,7 +294,7 @@ class BatchQueue(Generic[W]):
                     pass
                 elif deadline <= now:
                     expired.append(request)
-                elif (lost or is_other) and not batch and rows > self._max_rows:
+                elif (lost or is_outdated) and not batch and rows > self._max_rows:
                     # Larger than `expected` was meant for: that has to be asked again.
                     break
                 elif deadline < ample and now + known(rows) > deadline:
@@ -312,17 +313,19 @@ class BatchQueue(Generic[W]):
             del line[:passed]
             if lost and (batch or line or lines):
                 expired += lost
-                is_other = True
+                is_outdated = True
             elif lost:
                 # Nobody else is there to find out how long a run takes now.
                 batch = [lost[0]]
                 line = lost[1:]
                 self.length += len(line)
                 self._rows += sum([request.rows for request in line])
+            if line and not batch:
+                # Its turn is not over.
+                self._lines = {kind: line, **lines}
+                break
             if line:
                 lines[kind] = line
-                if not batch:
-                    break
         return batch, expired
 
     def _next_kind(self, now: float, expected: float) -> Hashable:
@@ -339,7 +342,7 @@ class BatchQueue(Generic[W]):
         return _NOT_DUE
 
     def _room(self, line: list[W]) -> int:
-        if not self._wait.preferred:
+        if not (self.waits and self._wait.preferred):
             return self._max_rows
         waiting = sum([request.rows for request in line if not request.ended])
         return max((rows for rows in self._wait.preferred if rows <= waiting), default=self._max_rows)

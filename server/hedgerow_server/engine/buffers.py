@@ -28,7 +28,7 @@ MOST_ROWS = 256
 
 Run = Callable[[], object]
 #: What runs some rows, and all outputs, in the model's order.
-BoundRun = tuple[Run, list[np.ndarray]]
+Prepared = tuple[Run, list[np.ndarray]]
 
 
 class BoundRuns:
@@ -48,9 +48,9 @@ class BoundRuns:
         self._bytes = [memoryview(buffer.reshape(-1).view(np.uint8)) for buffer in self._inputs]  # type: ignore[arg-type]  # NumPy's stubs for 3.11 do not say that arrays are buffers
         self._input_names = [spec.name for spec in signature.inputs]
         self._output_names = [spec.name for spec in signature.outputs]
-        self._bindings: dict[int, BoundRun] = {}
+        self._bindings: dict[int, Prepared] = {}
 
-    def fill(self, batch: Sequence[Work], rows: int) -> BoundRun:
+    def fill(self, batch: Sequence[Work], rows: int) -> Prepared:
         """Copies the inputs of a batch into the buffers, one request behind the other.
 
         Args:
@@ -65,12 +65,12 @@ class BoundRuns:
             if len(batch) > 1 or part.__class__ is not bytes:
                 part = b"".join([work.parts[i] for work in batch])  # type: ignore[misc]  # as above
             target[: len(part)] = part
-        bound = self._bindings.get(rows)
-        if bound is None:
-            bound = self._bindings[rows] = self._bind(rows)
-        return bound
+        prepared = self._bindings.get(rows)
+        if prepared is None:
+            prepared = self._bindings[rows] = self._bind(rows)
+        return prepared
 
-    def _bind(self, rows: int) -> BoundRun:
+    def _bind(self, rows: int) -> Prepared:
         binding = self._session.io_binding()
         outputs = [buffer[:rows] for buffer in self._outputs]
         for name, buffer in zip(self._input_names, self._inputs, strict=True):

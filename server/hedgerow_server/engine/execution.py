@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import onnxruntime as ort
 
-from hedgerow_server.engine.buffers import BoundRun
+from hedgerow_server.engine.buffers import Prepared
 from hedgerow_server.engine.model import Model
 from hedgerow_server.engine.work import Ran, Work, assemble
 
@@ -33,27 +33,27 @@ def execute_short(
         The parts of the batches, each with its model and what became of it.
     """
     clock = time.perf_counter_ns
-    filled: list[tuple[Model, list[Work], BoundRun | None, int, int]] = []
+    filled: list[tuple[Model, list[Work], Prepared | None, int, int]] = []
     now = clock()
     for model, batch in batches:
         began = now
         rows = batch[0].rows if len(batch) == 1 else sum([work.rows for work in batch])
         buffers = model.bound
-        bound: BoundRun | None = None
+        prepared: Prepared | None = None
         if buffers is not None and batch[0].outputs is None and rows <= buffers.max_rows:
             try:
-                bound = buffers.fill(batch, rows)
+                prepared = buffers.fill(batch, rows)
             except Exception:  # noqa: BLE001  run the ordinary way, which finds out why
-                bound = None
+                prepared = None
         now = clock()
-        filled.append((model, batch, bound, rows, now - began))
+        filled.append((model, batch, prepared, rows, now - began))
     ended: list[Ended] = []
-    for model, batch, bound, rows, input_ns in filled:
+    for model, batch, prepared, rows, input_ns in filled:
         began = now
         for work in batch:
             work.started_ns = began
-        if bound is not None:
-            run, outputs = bound
+        if prepared is not None:
+            run, outputs = prepared
             try:
                 run()
             except Exception:  # noqa: BLE001, S110  as above

@@ -83,7 +83,7 @@ class NativeTransport:
         )
         self._front.set_fallback(fallback)
         self._calls: dict[int, Call] = {}
-        # When events were received (perf_counter_ns), the events, and whether the thread has stopped since.
+        # When events were received (perf_counter_ns), the events, and whether the thread stops after them.
         self._inbox: deque[tuple[int, list[DetailedEvent], bool]] = deque()
         # Wakes the loop. Python gives the GIL back while it writes to it, so the loop begins at
         # once; call_soon_threadsafe keeps the GIL, and the loop would wake only to wait for it.
@@ -92,7 +92,7 @@ class NativeTransport:
         # Set unless the inbox is full.
         self._room = threading.Event()
         self._room.set()
-        # One of the two receives. The loop wants to, from so many batches on; the thread may go on.
+        # One of the two receives: the loop after a streak of batches, the thread once it may go on.
         self._streak = 0
         self._last_ns = 0
         self._go_on = threading.Event()
@@ -135,19 +135,19 @@ class NativeTransport:
         inbox = self._inbox
         arrived: list[Call] = []
         cancelled: list[Call] = []
-        received, stopped = 0, False
+        received = 0
         while inbox and len(arrived) < TURN:
             received, events, stopped = inbox.popleft()
+            if stopped and self._loop is not None:
+                # In the next turn; asked for first, so that somebody receives whatever becomes of these.
+                self._loop.call_soon(self._linger)
             # The front says what was left of a call's time when it handed the call over; here it may
             # have waited until the loop had time.
             self._sort(events, received, (now - received) * 1e-9, arrived, cancelled)
         if not self._room.is_set():
             self._room.set()
-        if stopped and self._loop is not None:
-            # In the next turn; asked for first, so that somebody receives whatever becomes of these.
-            self._loop.call_soon(self._linger)
         self._answer(arrived, cancelled)
-        # Else the bell rang for what the turn before has taken as well.
+        # If nothing was there, the bell rang for what the turn before has taken as well.
         if received:
             if self._answerer.in_flight or received - self._last_ns > SOON_NS:
                 self._streak = 0
@@ -169,9 +169,9 @@ class NativeTransport:
             if events:
                 arrived: list[Call] = []
                 cancelled: list[Call] = []
-                self._sort(events, time.perf_counter_ns(), 0.0, arrived, cancelled)
                 # First, so that it goes on whatever becomes of these.
                 self._loop.call_soon(self._linger)
+                self._sort(events, time.perf_counter_ns(), 0.0, arrived, cancelled)
                 self._answer(arrived, cancelled)
                 return
         self._streak = 0

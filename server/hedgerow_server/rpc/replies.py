@@ -36,6 +36,7 @@ class Encoded(msgspec.Struct, gc=False, eq=False):
         fixed: all sizes but the rows are the same in each run of the model.
         first: the bytes of the first output, and `stride` those of a row of it, once they were needed.
         datas: the same for each output.
+        last: where sizes vary: who used which frame last, and for how many rows; mostly that of all requests.
     """
 
     arrays: Sequence[np.ndarray]
@@ -45,6 +46,7 @@ class Encoded(msgspec.Struct, gc=False, eq=False):
     first: bytes | memoryview | None = None
     stride: int = 0
     datas: list[tuple[bytes | memoryview, int] | None] | None = None
+    last: tuple[ReplyWriter, int, Frame] | None = None
 
     def see_first(self) -> bytes | memoryview:
         """Sets `first` and `stride`."""
@@ -127,9 +129,14 @@ class ReplyWriter:
         Raises:
             Internal: an output has NaN or infinity and the model's policy rejects it.
         """
-        frame = self._frames.get(rows) if outputs.fixed else None
+        frame: Frame | None = None
+        if outputs.fixed:
+            frame = self._frames.get(rows)
+        elif outputs.last is not None and outputs.last[0] is self and outputs.last[1] == rows:
+            frame = outputs.last[2]
         if frame is None:
             frame = self._frame(outputs, rows)
+            outputs.last = self, rows, frame
         if self._reject_nan:
             _refuse_nan(outputs, first, rows)
         if frame.head and not request_id:
